@@ -1,0 +1,33 @@
+"""Arrays at borders: their types, and the one check of what comes in against what the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mmrt.runtime import manifest
+
+AnyArray: TypeAlias = npt.NDArray[np.generic]
+Float32: TypeAlias = npt.NDArray[np.float32]
+Int64: TypeAlias = npt.NDArray[np.int64]
+UInt8: TypeAlias = npt.NDArray[np.uint8]
+
+
+def mismatch(graph: str, specs: Mapping[str, manifest.Array], arrays: Mapping[str, AnyArray]) -> str | None:
+    """What is wrong with `arrays` as inputs of a graph with these `specs`, in one line; None if nothing is."""
+    sizes: dict[str, int] = {}
+    for name, spec in specs.items():
+        if name not in arrays:
+            return f"{graph}: input {name!r} is missing, wanted {spec}"
+        array = arrays[name]
+        fits = array.dtype.name == spec.dtype and len(array.shape) == len(spec.shape)
+        for size, dim in zip(array.shape, spec.shape, strict=False):
+            fits = fits and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+        if not fits:
+            known = ", ".join(f"{dim} {size}" for dim, size in sizes.items() if dim in spec.shape)
+            wanted = f"{spec} with {known}" if known else f"{spec}"
+            return f"{graph}: input {name!r} is {array.dtype.name}{tuple(array.shape)}, wanted {wanted}"
+    return None

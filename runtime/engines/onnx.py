@@ -1,0 +1,94 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from mmrt.runtime import manifest
+from mmrt.runtime.arrays import AnyArray, mismatch
+from mmrt.runtime.errors import BundleError, EngineError, RequestError
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxEngine:
+    """A graph in an ONNX Runtime session; arrays are NumPy arrays."""
+
+    def __init__(self, graph: str, spec: manifest.Graph, file: Path, threads: int = 0) -> None:
+        """`threads` of 0 leaves their number to ONNX Runtime. Raises `EngineError` or `BundleError`."""
+        self.graph, self.inputs, self.outputs = graph, spec.inputs, spec.outputs
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base but this
+            raise EngineError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {_line(error)}") from None
+        self._compare(file, "input", self._session.get_inputs(), spec.inputs)
+        self._compare(file, "output", self._session.get_outputs(), spec.outputs)
+
+    def run(self, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """See `Engine.run`."""
+        self._check(arrays)
+        try:
+            outputs = self._session.run(list(self.outputs), {name: arrays[name] for name in self.inputs})
+        except Exception as error:
+            raise self._failed(error) from None
+        return dict(zip(self.outputs, outputs, strict=True))
+
+    def bind(self, arrays: Mapping[str, AnyArray]) -> tuple[Callable[[], None], dict[str, AnyArray]]:
+        """See `Engine.bind`."""
+        self._check(arrays)
+        sizes = {dim: size for name, spec in self.inputs.items() for dim, size in zip(spec.shape, arrays[name].shape)}
+        outputs: dict[str, AnyArray] = {
+            name: np.empty([sizes.get(dim, dim) for dim in spec.shape], spec.dtype)
+            for name, spec in self.outputs.items()
+        }
+        binding = self._session.io_binding()
+        for name in self.inputs:
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(arrays[name]))
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+        def call() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except Exception as error:
+                raise self._failed(error) from None
+
+        return call, outputs
+
+    def _check(self, arrays: Mapping[str, AnyArray]) -> None:
+        if problem := mismatch(self.graph, self.inputs, arrays):
+            raise RequestError(problem)
+
+    def _failed(self, error: Exception) -> EngineError:
+        return EngineError(f"{self.graph}: ONNX Runtime {ort.__version__} failed: {_line(error)}")
+
+    def _compare(self, file: Path, side: str, found: list[ort.NodeArg], wanted: Mapping[str, manifest.Array]) -> None:
+        """Compare the names, dtypes and ranks in the file with the manifest's."""
+        names = {node.name: node for node in found}
+        if names.keys() != wanted.keys():
+            raise BundleError(f"{file}: {side}s are {sorted(names)}, the manifest says {sorted(wanted)}")
+        for name, spec in wanted.items():
+            node = names[name]
+            sizes_fit = len(node.shape) == len(spec.shape) and all(
+                not isinstance(size, int) or size == dim for size, dim in zip(node.shape, spec.shape, strict=True)
+            )
+            if _DTYPES.get(node.type) != spec.dtype or not sizes_fit:
+                raise BundleError(f"{file}: {side} {name!r} is {node.type}{node.shape}, the manifest says {spec}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

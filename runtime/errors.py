@@ -1,0 +1,25 @@
+"""What can go wrong, by who must act. Every message is one line that names the thing, what it is and what was wanted."""
+
+
+class MmrtError(Exception):
+    """Base of all errors that are not bugs; the command line prints its message and exits 1."""
+
+
+class BundleError(MmrtError):
+    """The bundle is damaged, hostile or of another version: export or fetch it again."""
+
+
+class EngineError(MmrtError):
+    """This machine cannot run the graph: another engine, device or driver is needed."""
+
+
+class RequestError(MmrtError, ValueError):
+    """The caller asked for something that the bundle does not offer."""
+
+
+class ExportError(MmrtError):
+    """The checkpoint cannot become a bundle: its author or the exporter must act."""
+
+
+class RequestWarning(UserWarning):
+    """Something in a request was changed to fit the model, such as a prompt that was cut."""

@@ -1,0 +1,390 @@
+"""The manifest: all that export and runtime share. Its structs are frozen and refuse fields that they do not know.
+
+A bundle's `manifest.json` is one `Manifest`. Errors name the place in it (`$.graphs.decoder.variants[0].file`).
+`FORMAT` counts the incompatible changes of the format: a newer mmrt reads every older one, an older one refuses a newer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+from mmrt.runtime.errors import BundleError
+from mmrt.runtime.samplers import Sampler, Schedule
+from mmrt.version import __version__
+
+FORMAT = 1
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
+Dim = Positive | Name  # a number, or the name of a free dimension
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Base of all that stands in a manifest."""
+
+
+class Ratio(_Struct):
+    """A dimension that follows from the request: the product of the sizes `of`, divided by `per`."""
+
+    of: tuple[Literal["height", "width"], ...]
+    per: Positive
+
+
+Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
+
+
+# ---------------------------------------------------------------- what a user gives
+
+
+class Tokenize(_Struct):
+    """How a text becomes ids: int64 (texts, length), cut or padded with the id `pad`."""
+
+    file: str
+    length: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
+    pad: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
+class Text(_Struct, tag="text", tag_field="kind"):
+    """A text or several. `negative` names the text input that makes the unconditional rows of guidance."""
+
+    tokenize: dict[Name, Tokenize] = {}
+    default: str | None = None
+    negative: Name | None = None
+
+
+class Image(_Struct, tag="image", tag_field="kind"):
+    """A picture, resized to the request's size: uint8 (batch, height, width, 3), RGB. May be left out."""
+
+    array: Name
+
+
+class Int(_Struct, tag="int", tag_field="kind"):
+    """A whole number in [min, max]."""
+
+    default: int
+    min: int
+    max: int
+
+
+class Float(_Struct, tag="float", tag_field="kind"):
+    """A number in [min, max]."""
+
+    default: float
+    min: float
+    max: float
+
+
+class Choice(_Struct, tag="choice", tag_field="kind"):
+    """One of a few names."""
+
+    default: str
+    choices: tuple[str, ...]
+
+
+class Size(_Struct, tag="size", tag_field="kind"):
+    """(width, height) in pixels, each a multiple of `multiple` in [multiple, max]."""
+
+    default: tuple[Positive, Positive]
+    multiple: Positive
+    max: Annotated[int, msgspec.Meta(ge=1, le=16384)]
+
+
+class Count(_Struct, tag="count", tag_field="kind"):
+    """How many results for each prompt."""
+
+    max: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    default: Literal[1] = 1
+
+
+class Seed(_Struct, tag="seed", tag_field="kind"):
+    """Where noise starts; result i of a request takes seed + i. `generator` names the input that chooses its kind."""
+
+    generator: Name
+
+
+Input = Text | Image | Int | Float | Choice | Size | Count | Seed
+
+
+class ImageOutput(_Struct, tag="image", tag_field="kind"):
+    """Pictures, from the array `source`: uint8 (batch, height, width, 3), RGB."""
+
+    source: Name = msgspec.field(name="from")
+
+
+Output = ImageOutput
+
+
+# ---------------------------------------------------------------- graphs
+
+
+class Array(_Struct):
+    """An array at a graph's border. Equal names of free dimensions mean equal sizes within one graph."""
+
+    dtype: Dtype
+    shape: Annotated[tuple[Dim, ...], msgspec.Meta(max_length=8)]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}({', '.join(map(str, self.shape))})"
+
+
+class Variant(_Struct):
+    """One file that computes a graph. ONNX files may have weights beside them, named in the file itself."""
+
+    engine: Literal["onnx"]
+    precision: Literal["fp32", "fp16", "int8"]
+    file: str
+
+
+class Graph(_Struct):
+    """A function of named arrays, in one or more variants, best first."""
+
+    inputs: dict[Name, Array]
+    outputs: dict[Name, Array]
+    variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1)]
+
+
+# ---------------------------------------------------------------- the program
+
+
+class Once(_Struct, tag="once", tag_field="stage"):
+    """Run the graphs once. `when` names an input without which the stage is skipped; `draws` are arrays of noise."""
+
+    graphs: tuple[Name, ...]
+    when: Name | None = None
+    draws: dict[Name, Shape] = {}
+
+
+class Guidance(_Struct):
+    """`classifier-free`: two rows a picture, `[unconditional..., conditional...]`, joined with the input `scale`
+    (on where it exceeds 1) and rescaled by the input `rescale` (0 to 1; arXiv 2305.08891, section 3.4).
+    `embedded`: the scale goes into the graph as float32 `guidance` (batch,)."""
+
+    kind: Literal["classifier-free", "embedded"]
+    scale: Name
+    rescale: Name | None = None
+
+
+class Diffuse(_Struct, tag="diffuse", tag_field="stage"):
+    """From noise of `latents`' shape, or from the array `start`, in sampler steps over the graphs, to `latents`.
+
+    The loop gives the graphs `latents` and `timestep`, float32 (batch,), and takes `prediction`. `conditions` says
+    which arrays have a row for each distinct text of which input. `preview` is a matrix (channels + 1, 3) from
+    latents to RGB in [-1, 1], its last row the constant. `steps`, `sampler` and `strength` name inputs.
+    """
+
+    graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
+    latents: Annotated[Shape, msgspec.Meta(min_length=2, max_length=8)]
+    schedule: Schedule
+    samplers: dict[str, Sampler]
+    sampler: Name
+    steps: Name
+    guidance: Guidance | None = None
+    conditions: dict[Name, Name] = {}
+    start: Name | None = None
+    strength: Name | None = None
+    preview: tuple[tuple[float, float, float], ...] = ()
+
+
+Stage = Once | Diffuse
+
+
+# ---------------------------------------------------------------- the whole
+
+
+class Source(_Struct):
+    """Where the bundle came from."""
+
+    family: str
+    checkpoint: dict[str, Sha256]  # its weight files
+    versions: dict[str, str]
+    licence: str | None = None
+
+
+class File(_Struct):
+    """A file of the bundle."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Sha256
+
+
+class Manifest(_Struct):
+    """What a bundle is, what goes in and comes out, its graphs and its program."""
+
+    format: int
+    task: str
+    name: str
+    source: Source
+    inputs: dict[Name, Input]
+    outputs: dict[Name, Output]
+    graphs: dict[Name, Graph]
+    program: tuple[Stage, ...]
+    files: dict[str, File]
+
+    def text_inputs(self) -> dict[str, Text]:
+        """The text inputs that become ids."""
+        return {name: value for name, value in self.inputs.items() if isinstance(value, Text) and value.tokenize}
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def decode(data: bytes) -> Manifest:
+    """Read and check a manifest. Raises `BundleError` naming the place."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format
+        if version > FORMAT:
+            raise BundleError(
+                f"the bundle has format {version}, mmrt {__version__} reads formats up to {FORMAT}: use a newer mmrt"
+            )
+        if version < 1:
+            raise BundleError(f"the bundle has format {version}; the first format is 1")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BundleError(f"manifest.json: {error}") from None
+    _Check(manifest).all()
+    return manifest
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON. Raises `BundleError` where `decode` would."""
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    decode(data)
+    return data
+
+
+def legal_path(path: str) -> bool:
+    """Whether `path` is relative, plain and stays inside the bundle."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(re.fullmatch(r"[A-Za-z0-9._/-]{1,200}", path))
+        and not path.startswith("/")
+        and str(PurePosixPath(path)) == path
+        and all(part not in (".", "..") for part in parts)
+    )
+
+
+class _Check:
+    """What types cannot say: that names refer to something, of the right kind, made before it is used."""
+
+    _made_by_loop: ClassVar = {"latents", "timestep", "guidance"}
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.available: set[str] = set()
+
+    def all(self) -> None:
+        self._files()
+        self._inputs()
+        for index, stage in enumerate(self.manifest.program):
+            self._stage(f"$.program[{index}]", stage)
+        for name, output in self.manifest.outputs.items():
+            self._require(
+                output.source in self.available, f"$.outputs.{name}.from", f"no graph makes {output.source!r}"
+            )
+
+    @staticmethod
+    def _require(condition: bool, where: str, what: str) -> None:
+        if not condition:
+            raise BundleError(f"manifest.json: {what} - at `{where}`")
+
+    def _file(self, path: str, where: str) -> None:
+        self._require(path in self.manifest.files, where, f"{path!r} is not listed in `files`")
+
+    def _files(self) -> None:
+        for path in self.manifest.files:
+            self._require(legal_path(path), "$.files", f"{path!r} is not a plain relative path")
+        for name, graph in self.manifest.graphs.items():
+            for index, variant in enumerate(graph.variants):
+                self._file(variant.file, f"$.graphs.{name}.variants[{index}].file")
+
+    def _inputs(self) -> None:
+        for name, value in self.manifest.inputs.items():
+            where = f"$.inputs.{name}"
+            match value:
+                case Text():
+                    for ids, tokenize in value.tokenize.items():
+                        self._file(tokenize.file, f"{where}.tokenize.{ids}.file")
+                    self.available |= value.tokenize.keys()
+                    self._refers(value.negative, (Text,), f"{where}.negative")
+                case Image():
+                    self.available.add(value.array)
+                    sized = any(isinstance(other, Size) for other in self.manifest.inputs.values())
+                    self._require(sized, where, "an image input needs an input of kind 'size'")
+                case Int() | Float():
+                    self._require(
+                        value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
+                    )
+                case Choice():
+                    self._require(value.default in value.choices, where, f"default {value.default!r} is not a choice")
+                case Size():
+                    legal = all(side % value.multiple == 0 and side <= value.max for side in value.default)
+                    self._require(legal, where, f"default {value.default} is not a legal size")
+                case Seed():
+                    self._refers(value.generator, (Choice,), f"{where}.generator")
+                case Count():
+                    pass
+
+    def _refers(self, name: str | None, kinds: tuple[type, ...], where: str) -> None:
+        if name is not None:
+            wanted = " or ".join(kind.__name__.lower() for kind in kinds)
+            found = isinstance(self.manifest.inputs.get(name), kinds)
+            self._require(found, where, f"{name!r} is not an input of kind {wanted}")
+
+    def _stage(self, where: str, stage: Stage) -> None:
+        for name in stage.graphs:
+            self._require(name in self.manifest.graphs, f"{where}.graphs", f"no graph is named {name!r}")
+        if isinstance(stage, Once):
+            self._refers(stage.when, (Image, Text), f"{where}.when")
+            self.available |= stage.draws.keys()
+            for name, shape in stage.draws.items():
+                self._drawn(shape, f"{where}.draws.{name}")
+        else:
+            self._diffuse(where, stage)
+        for name in stage.graphs:
+            graph = self.manifest.graphs[name]
+            missing = graph.inputs.keys() - self.available
+            self._require(not missing, f"{where}.graphs", f"nothing makes {_names(missing)} for graph {name!r}")
+            self.available |= graph.outputs.keys()
+        if isinstance(stage, Diffuse):
+            self._require("prediction" in self.available, f"{where}.graphs", "no graph makes 'prediction'")
+
+    def _diffuse(self, where: str, stage: Diffuse) -> None:
+        self._drawn(stage.latents, f"{where}.latents")
+        self._refers(stage.sampler, (Choice,), f"{where}.sampler")
+        self._refers(stage.steps, (Int,), f"{where}.steps")
+        self._refers(stage.strength, (Float,), f"{where}.strength")
+        if stage.guidance is not None:
+            self._refers(stage.guidance.scale, (Float,), f"{where}.guidance.scale")
+            self._refers(stage.guidance.rescale, (Float,), f"{where}.guidance.rescale")
+        for array, text in stage.conditions.items():
+            self._require(array in self.available, f"{where}.conditions", f"nothing makes {array!r}")
+            self._refers(text, (Text,), f"{where}.conditions.{array}")
+        sampler = self.manifest.inputs[stage.sampler]
+        assert isinstance(sampler, Choice)
+        missing = set(sampler.choices) - stage.samplers.keys()
+        self._require(not missing, f"{where}.samplers", f"no sampler is named {_names(missing)}")
+        if stage.start is not None:
+            self._require(stage.start in self.available, f"{where}.start", f"nothing makes {stage.start!r}")
+            self._require(stage.strength is not None, where, "a stage with `start` needs `strength`")
+        channels = stage.latents[1]
+        fits = not stage.preview or len(stage.preview) - 1 == channels
+        self._require(fits, f"{where}.preview", f"{len(stage.preview)} rows do not fit {channels} channels")
+        self.available |= self._made_by_loop
+
+    def _drawn(self, shape: Shape, where: str) -> None:
+        self._require(bool(shape) and shape[0] == "batch", where, "the first dimension of noise is 'batch'")
+        sized = any(isinstance(value, Size) for value in self.manifest.inputs.values())
+        free = any(isinstance(dim, Ratio) for dim in shape)
+        self._require(sized or not free, where, "a size that follows from the request needs an input of kind 'size'")
+
+
+def _names(names: Iterable[Any]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))

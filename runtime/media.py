@@ -1,0 +1,117 @@
+"""Pictures in and out: files and PIL images to RGB arrays, and PNG files that say what made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+from mmrt.runtime.arrays import UInt8
+from mmrt.runtime.errors import RequestError
+
+Picture: TypeAlias = Image.Image
+PictureLike: TypeAlias = "Picture | UInt8 | str | os.PathLike[str]"
+_TEXT_CHUNK = "mmrt"
+
+
+def open_picture(source: PictureLike) -> Picture:
+    """A picture as 8-bit RGB, turned upright, transparency laid on white.
+
+    `source` is a file, a PIL image, or a uint8 array (height, width, 3). Raises `RequestError`.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise RequestError(f"a picture is {source.dtype}{source.shape}, wanted uint8(height, width, 3)")
+        return Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source)
+    if not isinstance(source, str | os.PathLike):
+        raise RequestError(f"a picture is a file, a PIL image or a uint8 array, not {type(source).__name__}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source) as picture:
+                return _upright_rgb(picture)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = Image.MAX_IMAGE_PIXELS or 0
+        raise RequestError(f"{os.fspath(source)}: more than {limit:,} pixels, too large a picture") from None
+    except FileNotFoundError:
+        raise RequestError(f"{os.fspath(source)}: no such file") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"{os.fspath(source)}: not a picture that can be read: {error}") from None
+
+
+def _upright_rgb(picture: Picture) -> Picture:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def to_array(picture: Picture, width: int, height: int) -> UInt8:
+    """uint8 (height, width, 3), resized with the Lanczos filter where the size differs (as diffusers does)."""
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def save_png(picture: Picture, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
+    """Write a PNG whole or not at all; `provenance` goes into a text chunk. Raises `RequestError` if it cannot be written."""
+    chunks = PngImagePlugin.PngInfo()
+    if provenance is not None:
+        chunks.add_itxt(_TEXT_CHUNK, json.dumps(provenance, ensure_ascii=False))
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        picture.save(beside, format="PNG", pnginfo=chunks)
+        beside.replace(path)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_png` wrote. Raises `RequestError` where the file has none."""
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get(_TEXT_CHUNK)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"{os.fspath(path)}: not a picture that can be read: {error}") from None
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise RequestError(
+            f"{os.fspath(path)}: says nothing of how it was made (no readable {_TEXT_CHUNK!r} text chunk)"
+        )
+    return found
+
+
+def sheet(pictures: list[Picture]) -> Picture:
+    """The pictures, which have one size, on one nearly square sheet, row by row."""
+    width, height = pictures[0].size
+    columns = int(np.ceil(np.sqrt(len(pictures))))
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (columns * width, rows * height), "white")
+    for index, picture in enumerate(pictures):
+        whole.paste(picture, (index % columns * width, index // columns * height))
+    return whole
+
+
+def coarse_pictures(pixels: UInt8, width: int, height: int) -> list[Picture]:
+    """uint8 (batch, h, w, 3) as pictures of (width, height), smoothly enlarged."""
+    return [Image.fromarray(each).resize((width, height), Image.Resampling.BILINEAR) for each in pixels]
+
+
+def pictures(pixels: UInt8) -> list[Picture]:
+    """uint8 (batch, height, width, 3) as pictures."""
+    return [Image.fromarray(each) for each in pixels]

@@ -1,0 +1,183 @@
+"""The pipeline: load a bundle once, then answer requests: load -> condition -> stages -> outputs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mmrt.runtime import manifest, request
+from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.engines import Engine, load_onnx
+from mmrt.runtime.errors import EngineError
+from mmrt.runtime.events import Done, Event, Result
+from mmrt.runtime.request import Request
+from mmrt.runtime.stages import Run
+from mmrt.runtime.stages.diffuse import diffuse, guided
+from mmrt.runtime.stages.once import once
+from mmrt.runtime.tokenizer import Tokenizer
+from mmrt.version import __version__
+
+STAGES: dict[type, Any] = {manifest.Once: once, manifest.Diffuse: diffuse}
+DEVICES = ("cpu",)
+ENGINES = ("onnx",)
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+) -> Pipeline:
+    """Open a bundle and load its graphs.
+
+    device: "auto" or "cpu"; engine: "auto" or "onnx"; precision: "auto", "fp32", "fp16" or "int8"; threads: how many each
+    operator may use, 0 for one a core. Raises `BundleError` where the bundle is damaged, `EngineError` where this machine
+    cannot run it so.
+    """
+    for name, value, known in (("device", device, DEVICES), ("engine", engine, ENGINES)):
+        if value not in ("auto", *known):
+            raise EngineError(f"{name} {value!r} is not supported; {name}s are auto, {', '.join(known)}")
+    return Pipeline(Bundle(path), precision, threads)
+
+
+class Pipeline:
+    """A loaded bundle. Immutable, and safe to call from many threads: a request's state lives in its generator."""
+
+    def __init__(self, bundle: Bundle, precision: str = "auto", threads: int = 0) -> None:
+        """Choose a variant of each graph and load what every request needs; the rest is loaded when first asked for."""
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.variants = {name: _choose(name, graph, precision) for name, graph in self.manifest.graphs.items()}
+        self.engines = _Engines(bundle, self.variants, threads)
+        self._tokenizers = {
+            ids: Tokenizer(bundle.file(spec.file), spec)
+            for text in self.manifest.text_inputs().values()
+            for ids, spec in text.tokenize.items()
+        }
+        self.engines.load(_always_used(self.manifest))
+
+    def generate(self, *texts: str | list[str], **inputs: Any) -> Result:
+        """Answer a request; see `stream` for the arguments."""
+        *_, done = self.stream(*texts, **inputs)
+        assert isinstance(done, Done)
+        return done.result
+
+    def stream(self, *texts: str | list[str], **inputs: Any) -> Iterator[Event]:
+        """Answer a request step by step: `Step` events, then `Done` with the result. Leaving the loop cancels.
+
+        inputs: values for the manifest's inputs by name; a positional text is the first input that wants one. Raises
+        `RequestError` at once, before the first event, where the request is not one that the bundle can answer.
+        """
+        named = self._named(texts) | inputs
+        if twice := sorted(self._named(texts).keys() & inputs.keys()):
+            raise request.RequestError(f"{twice[0]} is given twice")
+        return self._stream(request.resolve(self.manifest, named))
+
+    def arrays(self, **inputs: Any) -> dict[str, AnyArray]:
+        """Answer a request, and give all named arrays as they are at its end, such as `latents` and `pixels`."""
+        run = Run(request.resolve(self.manifest, inputs))
+        for _ in self._run(run):
+            pass
+        return run.arrays
+
+    def describe(self) -> dict[str, str]:
+        """How each graph runs here."""
+        return {name: f"{variant.engine} {variant.precision} on cpu" for name, variant in self.variants.items()}
+
+    def _stream(self, request: Request) -> Iterator[Event]:
+        start = time.perf_counter()
+        run = Run(request)
+        yield from self._run(run)
+        outputs = {name: _finish(output, run) for name, output in self.manifest.outputs.items()}
+        timings = {"total": time.perf_counter() - start, "graphs": dict(run.seconds)}
+        yield Done(Result(outputs, [self._provenance(request, index) for index in range(request.batch)], timings))
+
+    def _run(self, run: Run) -> Iterator[Event]:
+        self._condition(run)
+        for stage in self.manifest.program:
+            yield from STAGES[type(stage)](stage, self.engines, run)
+
+    def _condition(self, run: Run) -> None:
+        """Token ids of the distinct texts, and which row of the batch takes which; unconditional rows come first."""
+        values = run.request.values
+        two_rows = any(
+            isinstance(stage, manifest.Diffuse) and guided(stage, run.request) for stage in self.manifest.program
+        )
+        for name, text in self.manifest.text_inputs().items():
+            texts = values[text.negative] + values[name] if text.negative and two_rows else values[name]
+            distinct = {each: row for row, each in enumerate(dict.fromkeys(texts))}
+            run.rows[name] = np.array([distinct[each] for each in texts])
+            run.arrays |= {ids: self._tokenizers[ids](list(distinct)) for ids in text.tokenize}
+
+    def _named(self, texts: tuple[Any, ...]) -> dict[str, Any]:
+        wanted = [name for name, value in self.manifest.inputs.items() if isinstance(value, manifest.Text)]
+        if len(texts) > len(wanted):
+            raise request.RequestError(f"{len(texts)} texts are given, {self.manifest.name} takes {len(wanted)}")
+        return dict(zip(wanted, texts, strict=False))
+
+    def _provenance(self, request: Request, index: int) -> dict[str, Any]:
+        return {
+            "mmrt": __version__,
+            "bundle": {"name": self.manifest.name, "sha256": self.bundle.sha256},
+            "request": request.single(self.manifest, index),
+            "engines": self.describe(),
+        }
+
+
+class _Engines(Mapping[str, Engine]):
+    """Graphs by name, each loaded once, when first asked for."""
+
+    def __init__(self, bundle: Bundle, variants: Mapping[str, manifest.Variant], threads: int) -> None:
+        self._bundle, self._variants, self._threads = bundle, variants, threads
+        self._loaded: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+
+    def load(self, names: list[str]) -> None:
+        """Load several at the same time."""
+        with ThreadPoolExecutor() as pool:
+            self._loaded |= dict(zip(names, pool.map(self._load, names), strict=True))
+
+    def __getitem__(self, name: str) -> Engine:
+        if name not in self._loaded:
+            with self._lock:
+                if name not in self._loaded:
+                    self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variants)
+
+    def __len__(self) -> int:
+        return len(self._variants)
+
+    def _load(self, name: str) -> Engine:
+        file = self._bundle.onnx_file(self._variants[name].file)
+        return load_onnx(name, self._bundle.manifest.graphs[name], file, self._threads)
+
+
+def _always_used(manifest_: manifest.Manifest) -> list[str]:
+    conditional = [stage.graphs for stage in manifest_.program if isinstance(stage, manifest.Once) and stage.when]
+    return [name for name in manifest_.graphs if not any(name in graphs for graphs in conditional)]
+
+
+def _choose(name: str, graph: manifest.Graph, precision: str) -> manifest.Variant:
+    """The first variant, which is the best, of the precision that was asked for."""
+    for variant in graph.variants:
+        if precision in ("auto", variant.precision):
+            return variant
+    offered = ", ".join(variant.precision for variant in graph.variants)
+    raise EngineError(f"{name}: no variant of precision {precision!r}; the bundle has {offered}")
+
+
+def _finish(output: manifest.Output, run: Run) -> list[Any]:
+    from mmrt.runtime import media  # pillow is needed for pictures only
+
+    return media.pictures(run.arrays[output.source])

@@ -1,0 +1,158 @@
+"""Receipts: does this machine give what the source model gave?
+
+`golden.npz` holds what the source pipeline itself computed at export, in fp32 on seeded inputs:
+
+    graph/GRAPH/NUMBER/in/NAME, graph/GRAPH/NUMBER/out/NAME     one call of one graph
+    run/CASE/in/INPUT, run/CASE/out/ARRAY                       a whole request: its pictures, and arrays at its end
+
+`receipt.json` is a `Receipt`: the requests of the cases, and what the replay measured when the bundle was made.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.errors import BundleError
+from mmrt.runtime.pipeline import Pipeline
+
+GOLDEN = "golden.npz"
+RECEIPT = "receipt.json"
+_GOLDEN_LIMIT = 1 << 30  # bytes, unpacked
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    pass
+
+
+class Case(_Struct):
+    """A whole request: `request` has its inputs but for the pictures, which are arrays in the golden file."""
+
+    name: str
+    request: dict[str, Any]
+
+
+class Check(_Struct):
+    """One array compared. Floats: largest and relative (L2) error and cosine; uint8: PSNR in dB, 100 where equal."""
+
+    what: str
+    precision: str
+    passed: bool
+    wanted: str
+    max_error: float
+    relative_error: float | None = None
+    cosine: float | None = None
+    psnr: float | None = None
+
+
+class Receipt(_Struct):
+    """`source` says what computed the golden values; `checks` is what the exporting machine measured."""
+
+    source: str
+    cases: tuple[Case, ...]
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a precision may cost: relative L2 error of floats, and PSNR of pixels in dB."""
+
+    relative: float
+    psnr: float
+
+
+TOLERANCES = {"fp32": Tolerance(1e-3, 40), "fp16": Tolerance(2e-2, 35), "int8": Tolerance(1e-1, 25)}
+_BY_LOSS = ("fp32", "fp16", "int8")
+
+
+def replay(pipeline: Pipeline) -> Iterator[Check]:
+    """Run all golden inputs through the pipeline's engines and yield the comparisons, graph by graph, then whole runs.
+
+    Raises `BundleError` where the bundle has no receipt or a damaged one.
+    """
+    receipt = read_receipt(pipeline.bundle)
+    golden = _Golden(pipeline.bundle)
+    for graph, variant in pipeline.variants.items():
+        for number in golden.names("graph", graph):
+            outputs = pipeline.engines[graph].run(golden.arrays("graph", graph, number, "in"))
+            for name, wanted in golden.arrays("graph", graph, number, "out").items():
+                yield compare(f"{graph} {number}: {name}", outputs[name], wanted, variant.precision)
+    precision = max((variant.precision for variant in pipeline.variants.values()), key=_BY_LOSS.index)
+    for case in receipt.cases:
+        inputs = case.request | {name: list(value) for name, value in golden.arrays("run", case.name, "in").items()}
+        arrays = pipeline.arrays(**inputs)
+        for name, wanted in golden.arrays("run", case.name, "out").items():
+            yield compare(f"{case.name}: {name}", arrays[name], wanted, precision)
+
+
+def read_receipt(bundle: Bundle) -> Receipt:
+    """The bundle's receipt. Raises `BundleError`."""
+    try:
+        return msgspec.json.decode(bundle.file(RECEIPT).read_bytes(), type=Receipt)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BundleError(f"{bundle.path / RECEIPT}: {error}") from None
+
+
+def compare(what: str, found: AnyArray, wanted: AnyArray, precision: str) -> Check:
+    """Compare one array with its golden value, at the tolerance of the precision."""
+    tolerance = TOLERANCES[precision]
+    same_kind = found.shape == wanted.shape and found.dtype == wanted.dtype
+    if not same_kind:
+        problem = f"{wanted.dtype}{wanted.shape}, not {found.dtype}{found.shape}"
+        return Check(what=what, precision=precision, passed=False, wanted=problem, max_error=math.inf)
+    a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    max_error = float(np.abs(a - b).max(initial=0.0))
+    if wanted.dtype == np.uint8:
+        psnr = min(100.0, 10 * math.log10(255**2 / max(float(np.mean((a - b) ** 2)), 1e-9)))
+        passed, goal = psnr >= tolerance.psnr, f"PSNR >= {tolerance.psnr:g} dB"
+        return Check(what=what, precision=precision, passed=passed, wanted=goal, max_error=max_error, psnr=psnr)
+    norm = float(np.linalg.norm(b))
+    relative = float(np.linalg.norm(a - b)) / max(norm, 1e-12)
+    cosine = float(a @ b) / max(float(np.linalg.norm(a)) * norm, 1e-12)
+    return Check(
+        what=what,
+        precision=precision,
+        passed=relative <= tolerance.relative,  # False for NaN
+        wanted=f"relative error <= {tolerance.relative:g}",
+        max_error=max_error,
+        relative_error=relative,
+        cosine=cosine,
+    )
+
+
+class _Golden:
+    """The golden arrays, by the parts of their names."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        path = bundle.file(GOLDEN)
+        try:
+            _check_size(path)
+            with np.load(path, allow_pickle=False) as archive:
+                self._arrays = {tuple(name.split("/")): archive[name] for name in archive.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise BundleError(f"{path}: not readable golden data: {error}") from None
+
+    def names(self, *prefix: str) -> list[str]:
+        """The next parts of the names that begin so."""
+        depth = len(prefix)
+        return list(dict.fromkeys(name[depth] for name in self._arrays if name[:depth] == prefix))
+
+    def arrays(self, *prefix: str) -> Mapping[str, AnyArray]:
+        """The arrays whose names begin so, by the last part."""
+        return {name[-1]: array for name, array in self._arrays.items() if name[:-1] == prefix}
+
+
+def _check_size(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > _GOLDEN_LIMIT:
+        raise BundleError(f"{path}: unpacks to {size:,} bytes, more than {_GOLDEN_LIMIT:,}")

@@ -1,0 +1,229 @@
+"""A request: what the caller gave, checked against the inputs that the manifest offers, with nothing left open."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmrt.runtime import manifest as m
+from mmrt.runtime.errors import RequestError
+
+if TYPE_CHECKING:
+    from mmrt.runtime.arrays import UInt8
+
+SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
+
+
+@dataclass(frozen=True)
+class Request:
+    """`values` has each input's value; texts and pictures are lists with one for each of the `batch` results."""
+
+    values: Mapping[str, Any]
+    batch: int
+    width: int
+    height: int
+    seeds: tuple[int, ...]
+    noise: str
+
+    def given(self, name: str) -> bool:
+        """Whether the input has a value."""
+        return self.values[name] is not None
+
+    def single(self, manifest: m.Manifest, index: int) -> dict[str, Any]:
+        """The request that makes result `index` alone, as JSON values; a picture appears as its pixels' sha256."""
+        return {
+            name: _as_json(self._single(spec, self.values[name], index))
+            for name, spec in manifest.inputs.items()
+            if self.values[name] is not None
+        }
+
+    def _single(self, spec: m.Input, value: Any, index: int) -> Any:
+        match spec:
+            case m.Text() | m.Image():
+                return value[index]
+            case m.Count():
+                return 1
+            case m.Seed():
+                return self.seeds[index]
+            case m.Size():
+                return f"{self.width}x{self.height}"
+        return value
+
+
+def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
+    """Check what was given and fill in the rest. Raises `RequestError` naming the input, its value and what was wanted."""
+    for name in given:
+        if name not in manifest.inputs:
+            near = difflib.get_close_matches(name, manifest.inputs, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RequestError(
+                f"{name!r} is not an input of {manifest.name}: it has {', '.join(manifest.inputs)}{hint}"
+            )
+    values = {name: _KINDS[type(spec)](name, spec, given.get(name)) for name, spec in manifest.inputs.items()}
+    kinds = {type(spec): (spec, values[name]) for name, spec in manifest.inputs.items()}
+    lists = {name: values[name] for name, spec in manifest.inputs.items() if isinstance(spec, m.Text | m.Image)}
+    prompts = _common_length(lists)
+    _, count = kinds.get(m.Count, (None, 1))
+    batch = prompts * count
+    for name, items in lists.items():
+        if items is not None:
+            values[name] = [item for item in items * (prompts // len(items)) for _ in range(count)]
+    width, height = _resize(manifest, values)
+    seed_spec, seed = kinds.get(m.Seed, (None, 0))
+    if seed + batch - 1 not in SEEDS:
+        raise RequestError(f"seed {seed} leaves no room for {batch} results: the last seed is {SEEDS.stop - 1}")
+    noise = values[seed_spec.generator] if isinstance(seed_spec, m.Seed) else "cpu"
+    return Request(values, batch, width, height, tuple(range(seed, seed + batch)), noise)
+
+
+def _common_length(lists: Mapping[str, list[Any] | None]) -> int:
+    lengths = {name: len(items) for name, items in lists.items() if items is not None}
+    longest = max(lengths.values(), default=1)
+    for name, length in lengths.items():
+        if length not in (1, longest):
+            raise RequestError(f"{name} has {length} values, wanted 1 or {longest}, as many as the others have")
+    return longest
+
+
+def _resize(manifest: m.Manifest, values: dict[str, Any]) -> tuple[int, int]:
+    """The request's (width, height), and the pictures in `values` as arrays of that size."""
+    for name, spec in manifest.inputs.items():
+        if isinstance(spec, m.Size):
+            width, height = _size_for(name, spec, manifest, values)
+            values[name] = (width, height)
+            break
+    else:
+        return 0, 0
+    for name, other in manifest.inputs.items():
+        if isinstance(other, m.Image) and values[name] is not None:
+            from mmrt.runtime import media  # pillow is needed for pictures only
+
+            values[name] = [media.to_array(picture, width, height) for picture in values[name]]
+    return width, height
+
+
+def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str, Any]) -> tuple[int, int]:
+    if values[name] is not None:
+        size: tuple[int, int] = values[name]
+        return size
+    for other, value in manifest.inputs.items():
+        if isinstance(value, m.Image) and values[other] is not None:
+            width, height = (side - side % spec.multiple for side in values[other][0].size)
+            if min(width, height) < spec.multiple or max(width, height) > spec.max:
+                raise RequestError(
+                    f"{other} is {values[other][0].width}x{values[other][0].height} pixels; "
+                    f"sides from {spec.multiple} to {spec.max} can be used: give {name}"
+                )
+            return width, height
+    return spec.default
+
+
+def _text(name: str, spec: m.Text, value: Any) -> list[str]:
+    if value is None:
+        if spec.default is None:
+            raise RequestError(f"{name} is missing: give a text")
+        return [spec.default]
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"{name} is {value!r}, wanted a text or a list of texts")
+    if not texts:
+        raise RequestError(f"{name} is an empty list, wanted at least one text")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{name} is {text!r}, which is not valid Unicode") from None
+    return list(texts)
+
+
+def _image(name: str, spec: m.Image, value: Any) -> list[Any] | None:
+    if value is None:
+        return None
+    from mmrt.runtime import media
+
+    sources = list(value) if isinstance(value, list | tuple) else [value]
+    if not sources:
+        raise RequestError(f"{name} is an empty list, wanted at least one picture")
+    return [media.open_picture(source) for source in sources]
+
+
+def _int(name: str, spec: m.Int, value: Any) -> int:
+    return _whole(name, spec.default if value is None else value, spec.min, spec.max)
+
+
+def _count(name: str, spec: m.Count, value: Any) -> int:
+    return _whole(name, spec.default if value is None else value, 1, spec.max)
+
+
+def _seed(name: str, spec: m.Seed, value: Any) -> int:
+    return _whole(name, secrets.randbits(32) if value is None else value, SEEDS.start, SEEDS.stop - 1)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise RequestError(f"{name} is {value!r}, wanted a whole number from {least} to {most}")
+    number = int(value)
+    if not least <= number <= most:
+        raise RequestError(f"{name} is {number}, wanted {least} to {most}")
+    return number
+
+
+def _float(name: str, spec: m.Float, value: Any) -> float:
+    if value is None:
+        return spec.default
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number) or not spec.min <= number <= spec.max:
+        raise RequestError(f"{name} is {value!r}, wanted a number from {spec.min:g} to {spec.max:g}")
+    return number
+
+
+def _choice(name: str, spec: m.Choice, value: Any) -> str:
+    if value is None:
+        return spec.default
+    if value not in spec.choices:
+        raise RequestError(f"{name} is {value!r}, wanted one of {', '.join(spec.choices)}")
+    return str(value)
+
+
+def _size(name: str, spec: m.Size, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", value)):  # noqa: RUF001
+        value = (int(match[1]), int(match[2] or match[1]))
+    if not (isinstance(value, Sequence) and len(value) == 2 and all(type(side) is int for side in value)):
+        raise RequestError(f"{name} is {value!r}, wanted WIDTHxHEIGHT or a pair (width, height)")
+    for side in value:
+        if side % spec.multiple or not spec.multiple <= side <= spec.max:
+            raise RequestError(
+                f"{name} is {value[0]}x{value[1]}, wanted sides that are multiples of {spec.multiple} up to {spec.max}"
+            )
+    return value[0], value[1]
+
+
+_KINDS: dict[type, Callable[[str, Any, Any], Any]] = {
+    m.Text: _text,
+    m.Image: _image,
+    m.Int: _int,
+    m.Float: _float,
+    m.Choice: _choice,
+    m.Size: _size,
+    m.Count: _count,
+    m.Seed: _seed,
+}
+
+
+def _as_json(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else f"sha256:{_pixels_sha256(value)}"
+
+
+def _pixels_sha256(pixels: UInt8) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -1,0 +1,55 @@
+"""The kinds of stage a program is made of, and the state of one request that goes through them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mmrt.runtime.arrays import AnyArray, Float32, Int64
+from mmrt.runtime.manifest import Ratio, Shape
+from mmrt.runtime.noise import GENERATORS
+from mmrt.runtime.request import Request
+
+
+@dataclass
+class Run:
+    """One request on its way: its named arrays, its generators of noise, and the seconds spent in each graph.
+
+    `rows[name]` says, for the arrays made from the text input `name`, which row belongs to which row of the batch: there
+    is one row for each distinct text.
+    """
+
+    request: Request
+    arrays: dict[str, AnyArray] = field(default_factory=dict)
+    rows: dict[str, Int64] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        generator = GENERATORS[self.request.noise]
+        self._noise = [generator(seed) for seed in self.request.seeds]
+
+    def draw(self, shape: Sequence[int]) -> Float32:
+        """Normal noise (batch, *shape), each result's from its own seed."""
+        return np.stack([noise.normal(tuple(shape)) for noise in self._noise])
+
+    def shape(self, shape: Shape) -> tuple[int, ...]:
+        """A manifest's shape for this request, less its first dimension, the batch."""
+        return tuple(self._size(dim) for dim in shape[1:])
+
+    def _size(self, dim: int | str | Ratio) -> int:
+        if isinstance(dim, Ratio):
+            sizes = {"height": self.request.height, "width": self.request.width}
+            return int(np.prod([sizes[name] for name in dim.of])) // dim.per
+        assert isinstance(dim, int)
+        return dim
+
+    @contextmanager
+    def clock(self, graph: str) -> Iterator[None]:
+        """Add the time inside to the graph's seconds."""
+        start = time.perf_counter()
+        yield
+        self.seconds[graph] = self.seconds.get(graph, 0.0) + time.perf_counter() - start
