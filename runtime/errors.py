@@ -1,4 +1,4 @@
-"""What can go wrong, by who must act. Every message is one line that names the thing, what it is and what was wanted."""
+"""What can go wrong, by who must act. A message is one line: the thing, what it is, what was wanted."""
 
 
 class MmrtError(Exception):

@@ -27,8 +27,8 @@ class Step:
 class Result:
     """The end of a request: for each of its results the outputs and what made it.
 
-    `outputs` maps an output's name to its values; `provenance[i]` holds the bundle, request, engines and version that make
-    result i again; `timings` are seconds: `total`, and within it each graph's time under `graphs`.
+    `outputs` maps an output's name to its values; `provenance[i]` holds the bundle, request, engines and version that
+    make result i again; `timings` are seconds: `total`, and within it each graph's time under `graphs`.
     """
 
     outputs: Mapping[str, list[Any]]

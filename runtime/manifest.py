@@ -1,7 +1,7 @@
 """The manifest: all that export and runtime share. Its structs are frozen and refuse fields that they do not know.
 
 A bundle's `manifest.json` is one `Manifest`. Errors name the place in it (`$.graphs.decoder.variants[0].file`).
-`FORMAT` counts the incompatible changes of the format: a newer mmrt reads every older one, an older one refuses a newer.
+`FORMAT` counts the format's incompatible changes: a newer mmrt reads every older one, an older one refuses a newer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """Base of all that stands in a manifest."""
 
 
-class Ratio(_Struct):
+class Ratio(_Struct, frozen=True):
     """A dimension that follows from the request: the product of the sizes `of`, divided by `per`."""
 
     of: tuple[Literal["height", "width"], ...]
@@ -43,7 +43,7 @@ Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
 # ---------------------------------------------------------------- what a user gives
 
 
-class Tokenize(_Struct):
+class Tokenize(_Struct, frozen=True):
     """How a text becomes ids: int64 (texts, length), cut or padded with the id `pad`."""
 
     file: str
@@ -51,7 +51,7 @@ class Tokenize(_Struct):
     pad: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
-class Text(_Struct, tag="text", tag_field="kind"):
+class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
     """A text or several. `negative` names the text input that makes the unconditional rows of guidance."""
 
     tokenize: dict[Name, Tokenize] = {}
@@ -59,13 +59,13 @@ class Text(_Struct, tag="text", tag_field="kind"):
     negative: Name | None = None
 
 
-class Image(_Struct, tag="image", tag_field="kind"):
+class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
     """A picture, resized to the request's size: uint8 (batch, height, width, 3), RGB. May be left out."""
 
     array: Name
 
 
-class Int(_Struct, tag="int", tag_field="kind"):
+class Int(_Struct, frozen=True, tag="int", tag_field="kind"):
     """A whole number in [min, max]."""
 
     default: int
@@ -73,7 +73,7 @@ class Int(_Struct, tag="int", tag_field="kind"):
     max: int
 
 
-class Float(_Struct, tag="float", tag_field="kind"):
+class Float(_Struct, frozen=True, tag="float", tag_field="kind"):
     """A number in [min, max]."""
 
     default: float
@@ -81,14 +81,14 @@ class Float(_Struct, tag="float", tag_field="kind"):
     max: float
 
 
-class Choice(_Struct, tag="choice", tag_field="kind"):
+class Choice(_Struct, frozen=True, tag="choice", tag_field="kind"):
     """One of a few names."""
 
     default: str
     choices: tuple[str, ...]
 
 
-class Size(_Struct, tag="size", tag_field="kind"):
+class Size(_Struct, frozen=True, tag="size", tag_field="kind"):
     """(width, height) in pixels, each a multiple of `multiple` in [multiple, max]."""
 
     default: tuple[Positive, Positive]
@@ -96,14 +96,14 @@ class Size(_Struct, tag="size", tag_field="kind"):
     max: Annotated[int, msgspec.Meta(ge=1, le=16384)]
 
 
-class Count(_Struct, tag="count", tag_field="kind"):
+class Count(_Struct, frozen=True, tag="count", tag_field="kind"):
     """How many results for each prompt."""
 
     max: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     default: Literal[1] = 1
 
 
-class Seed(_Struct, tag="seed", tag_field="kind"):
+class Seed(_Struct, frozen=True, tag="seed", tag_field="kind"):
     """Where noise starts; result i of a request takes seed + i. `generator` names the input that chooses its kind."""
 
     generator: Name
@@ -112,7 +112,7 @@ class Seed(_Struct, tag="seed", tag_field="kind"):
 Input = Text | Image | Int | Float | Choice | Size | Count | Seed
 
 
-class ImageOutput(_Struct, tag="image", tag_field="kind"):
+class ImageOutput(_Struct, frozen=True, tag="image", tag_field="kind"):
     """Pictures, from the array `source`: uint8 (batch, height, width, 3), RGB."""
 
     source: Name = msgspec.field(name="from")
@@ -124,7 +124,7 @@ Output = ImageOutput
 # ---------------------------------------------------------------- graphs
 
 
-class Array(_Struct):
+class Array(_Struct, frozen=True):
     """An array at a graph's border. Equal names of free dimensions mean equal sizes within one graph."""
 
     dtype: Dtype
@@ -134,7 +134,7 @@ class Array(_Struct):
         return f"{self.dtype}({', '.join(map(str, self.shape))})"
 
 
-class Variant(_Struct):
+class Variant(_Struct, frozen=True):
     """One file that computes a graph. ONNX files may have weights beside them, named in the file itself."""
 
     engine: Literal["onnx"]
@@ -142,7 +142,7 @@ class Variant(_Struct):
     file: str
 
 
-class Graph(_Struct):
+class Graph(_Struct, frozen=True):
     """A function of named arrays, in one or more variants, best first."""
 
     inputs: dict[Name, Array]
@@ -153,7 +153,7 @@ class Graph(_Struct):
 # ---------------------------------------------------------------- the program
 
 
-class Once(_Struct, tag="once", tag_field="stage"):
+class Once(_Struct, frozen=True, tag="once", tag_field="stage"):
     """Run the graphs once. `when` names an input without which the stage is skipped; `draws` are arrays of noise."""
 
     graphs: tuple[Name, ...]
@@ -161,7 +161,7 @@ class Once(_Struct, tag="once", tag_field="stage"):
     draws: dict[Name, Shape] = {}
 
 
-class Guidance(_Struct):
+class Guidance(_Struct, frozen=True):
     """`classifier-free`: two rows a picture, `[unconditional..., conditional...]`, joined with the input `scale`
     (on where it exceeds 1) and rescaled by the input `rescale` (0 to 1; arXiv 2305.08891, section 3.4).
     `embedded`: the scale goes into the graph as float32 `guidance` (batch,)."""
@@ -171,7 +171,7 @@ class Guidance(_Struct):
     rescale: Name | None = None
 
 
-class Diffuse(_Struct, tag="diffuse", tag_field="stage"):
+class Diffuse(_Struct, frozen=True, tag="diffuse", tag_field="stage"):
     """From noise of `latents`' shape, or from the array `start`, in sampler steps over the graphs, to `latents`.
 
     The loop gives the graphs `latents` and `timestep`, float32 (batch,), and takes `prediction`. `conditions` says
@@ -198,7 +198,7 @@ Stage = Once | Diffuse
 # ---------------------------------------------------------------- the whole
 
 
-class Source(_Struct):
+class Source(_Struct, frozen=True):
     """Where the bundle came from."""
 
     family: str
@@ -207,14 +207,14 @@ class Source(_Struct):
     licence: str | None = None
 
 
-class File(_Struct):
+class File(_Struct, frozen=True):
     """A file of the bundle."""
 
     bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Sha256
 
 
-class Manifest(_Struct):
+class Manifest(_Struct, frozen=True):
     """What a bundle is, what goes in and comes out, its graphs and its program."""
 
     format: int

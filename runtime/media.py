@@ -63,7 +63,7 @@ def to_array(picture: Picture, width: int, height: int) -> UInt8:
 
 
 def save_png(picture: Picture, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all; `provenance` goes into a text chunk. Raises `RequestError` if it cannot be written."""
+    """Write a PNG whole or not at all, `provenance` in a text chunk. Raises `RequestError` if it cannot be written."""
     chunks = PngImagePlugin.PngInfo()
     if provenance is not None:
         chunks.add_itxt(_TEXT_CHUNK, json.dumps(provenance, ensure_ascii=False))

@@ -15,7 +15,7 @@ from mmrt.runtime import manifest, request
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.engines import Engine, load_onnx
-from mmrt.runtime.errors import EngineError
+from mmrt.runtime.errors import EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
 from mmrt.runtime.stages import Run
@@ -38,9 +38,9 @@ def load(
 ) -> Pipeline:
     """Open a bundle and load its graphs.
 
-    device: "auto" or "cpu"; engine: "auto" or "onnx"; precision: "auto", "fp32", "fp16" or "int8"; threads: how many each
-    operator may use, 0 for one a core. Raises `BundleError` where the bundle is damaged, `EngineError` where this machine
-    cannot run it so.
+    device: "auto" or "cpu"; engine: "auto" or "onnx"; precision: "auto", "fp32", "fp16" or "int8"; threads: how many
+    an operator may use, 0 for one a core. Raises `BundleError` where the bundle is damaged, `EngineError` where this
+    machine cannot run it so.
     """
     for name, value, known in (("device", device, DEVICES), ("engine", engine, ENGINES)):
         if value not in ("auto", *known):
@@ -78,7 +78,7 @@ class Pipeline:
         """
         named = self._named(texts) | inputs
         if twice := sorted(self._named(texts).keys() & inputs.keys()):
-            raise request.RequestError(f"{twice[0]} is given twice")
+            raise RequestError(f"{twice[0]} is given twice")
         return self._stream(request.resolve(self.manifest, named))
 
     def arrays(self, **inputs: Any) -> dict[str, AnyArray]:
@@ -120,7 +120,7 @@ class Pipeline:
     def _named(self, texts: tuple[Any, ...]) -> dict[str, Any]:
         wanted = [name for name, value in self.manifest.inputs.items() if isinstance(value, manifest.Text)]
         if len(texts) > len(wanted):
-            raise request.RequestError(f"{len(texts)} texts are given, {self.manifest.name} takes {len(wanted)}")
+            raise RequestError(f"{len(texts)} texts are given, {self.manifest.name} takes {len(wanted)}")
         return dict(zip(wanted, texts, strict=False))
 
     def _provenance(self, request: Request, index: int) -> dict[str, Any]:

@@ -34,14 +34,14 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     pass
 
 
-class Case(_Struct):
+class Case(_Struct, frozen=True):
     """A whole request: `request` has its inputs but for the pictures, which are arrays in the golden file."""
 
     name: str
     request: dict[str, Any]
 
 
-class Check(_Struct):
+class Check(_Struct, frozen=True):
     """One array compared. Floats: largest and relative (L2) error and cosine; uint8: PSNR in dB, 100 where equal."""
 
     what: str
@@ -54,7 +54,7 @@ class Check(_Struct):
     psnr: float | None = None
 
 
-class Receipt(_Struct):
+class Receipt(_Struct, frozen=True):
     """`source` says what computed the golden values; `checks` is what the exporting machine measured."""
 
     source: str

@@ -57,7 +57,7 @@ class Request:
 
 
 def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
-    """Check what was given and fill in the rest. Raises `RequestError` naming the input, its value and what was wanted."""
+    """Check what was given, fill in the rest. Raises `RequestError` naming the input, its value and what was wanted."""
     for name in given:
         if name not in manifest.inputs:
             near = difflib.get_close_matches(name, manifest.inputs, n=1)

@@ -254,7 +254,8 @@ def _levels(schedule: Schedule, sampler: Sampler, steps: int, *, multistep: bool
         sigmas = _karras(high, low, steps) if sampler.sigmas == "karras" else np.geomspace(high, low, steps)
         timesteps = np.interp(np.log(sigmas), np.log(every), np.arange(len(every)))
         timesteps = timesteps.round() if multistep else _float32(timesteps)
-    last = every[0] if sampler.final_sigma == "sigma_min" or sampler.kind == "deis" else 0.0
+    lowest = sigmas[-1] if sampler.kind in ("unipc", "deis") and sampler.sigmas != "schedule" else every[0]
+    last = lowest if sampler.final_sigma == "sigma_min" or sampler.kind == "deis" else 0.0
     return timesteps, _float32(np.append(sigmas, last))
 
 
@@ -307,7 +308,12 @@ def _alpha(sigmas: Array) -> Array:
     return 1 / np.sqrt(sigmas**2 + 1)
 
 
-def _rows(*columns: Array) -> tuple[Row, ...]:
+def _rows(
+    timesteps: Array, scale: Array, p: Array, q: Array, a: Array, b: Array, s: Array, *others: Array
+) -> tuple[Row, ...]:
+    if b.shape[1] == 1:  # without a history h is v itself, which spares float32 large terms that cancel
+        a, b, p, q = a + b[:, 0] * p, b * q[:, None], np.zeros_like(p), np.ones_like(q)
+    columns = (timesteps, scale, p, q, a, b, s, *others)
     lists = (map(tuple, column.tolist()) if column.ndim == 2 else column.tolist() for column in columns)
     return tuple(Row(*values) for values in zip(*lists, strict=True))
 
@@ -523,7 +529,7 @@ def _unipc_step(sampler: Sampler, sigmas: Array, i: int, order: int, m: Array) -
     """What predictor and corrector add to a x in step i, as weights of the history; the new prediction is m[-1]."""
     alpha = float(_alpha(sigmas[i + 1]))
     first = alpha * (1 - sigmas[i + 1] / sigmas[i]) * m[0]
-    if sigmas[i + 1] == 0:
+    if sigmas[i + 1] in (0, sigmas[i]):  # the last step, to no noise or to where it already is
         return first, first
     h = math.log(sigmas[i] / sigmas[i + 1])
     ratios = np.append(np.log(sigmas[i] / sigmas[i - order + 1 : i])[::-1] / h, 1.0)

@@ -33,7 +33,7 @@ def _spread(array: Float32) -> Float32:
 
 
 def step(guided: Float32, latents: Float32, history: list[Float32], row: Row, noise: Float32 | None) -> Float32:
-    """One row of a sampler's table (see `samplers`); `history`, newest first, takes the new entry and drops the oldest."""
+    """One row of a sampler's table (see `samplers`); `history`, newest first, takes the new entry, drops the oldest."""
     entry = np.float32(row.q) * guided
     if row.p:
         entry += np.float32(row.p) * latents
@@ -57,4 +57,5 @@ def linear_rgb(latents: Float32, matrix: Sequence[Sequence[float]]) -> UInt8:
     """(batch, channels, height, width) through a (channels + 1, 3) matrix to uint8 (batch, height, width, 3)."""
     *weights, constant = np.asarray(matrix, np.float32)
     rgb = np.einsum("bchw,cr->bhwr", latents, np.stack(weights)) + constant
-    return (np.clip(rgb * 0.5 + 0.5, 0, 1) * 255).round().astype(np.uint8)
+    pixels: UInt8 = (np.clip(rgb * 0.5 + 0.5, 0, 1) * 255).round().astype(np.uint8)
+    return pixels

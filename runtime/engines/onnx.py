@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -27,7 +28,9 @@ class OnnxEngine:
 
     def __init__(self, graph: str, spec: manifest.Graph, file: Path, threads: int = 0) -> None:
         """`threads` of 0 leaves their number to ONNX Runtime. Raises `EngineError` or `BundleError`."""
-        self.graph, self.inputs, self.outputs = graph, spec.inputs, spec.outputs
+        self.graph = graph
+        self.inputs: Mapping[str, manifest.Array] = spec.inputs
+        self.outputs: Mapping[str, manifest.Array] = spec.outputs
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -50,9 +53,11 @@ class OnnxEngine:
     def bind(self, arrays: Mapping[str, AnyArray]) -> tuple[Callable[[], None], dict[str, AnyArray]]:
         """See `Engine.bind`."""
         self._check(arrays)
-        sizes = {dim: size for name, spec in self.inputs.items() for dim, size in zip(spec.shape, arrays[name].shape)}
+        sizes: dict[Any, int] = {}
+        for name, spec in self.inputs.items():
+            sizes |= zip(spec.shape, arrays[name].shape, strict=True)
         outputs: dict[str, AnyArray] = {
-            name: np.empty([sizes.get(dim, dim) for dim in spec.shape], spec.dtype)
+            name: np.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
             for name, spec in self.outputs.items()
         }
         binding = self._session.io_binding()

@@ -1,7 +1,7 @@
 """Which other files an ONNX file names: read from its protobuf, so that none is opened before it was found legal.
 
-ONNX Runtime opens whatever path a tensor's `external_data` gives. The onnx package could list these, but the runtime does
-without it, and of the protobuf encoding only the nesting of messages matters here.
+ONNX Runtime opens the path that a tensor's `external_data` gives. The onnx package could list these, but the runtime
+does without it, and of the protobuf encoding only the nesting of messages matters here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DEEPEST = 64
 
 
 def external_files(path: Path) -> set[str]:
-    """The `location`s, relative to the file's folder, of its external tensors. Raises `BundleError` if it is not ONNX."""
+    """The `location`s of its external tensors, relative to its folder. Raises `BundleError` if it is not ONNX."""
     if path.stat().st_size == 0:
         raise BundleError(f"{path}: empty, not an ONNX file")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,8 +19,8 @@ from mmrt.runtime.request import Request
 class Run:
     """One request on its way: its named arrays, its generators of noise, and the seconds spent in each graph.
 
-    `rows[name]` says, for the arrays made from the text input `name`, which row belongs to which row of the batch: there
-    is one row for each distinct text.
+    Arrays made from the text input `name` have one row for each distinct text; `rows[name]` says which of them belongs
+    to which row of the batch.
     """
 
     request: Request

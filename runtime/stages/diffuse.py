@@ -80,7 +80,8 @@ def _table(stage: manifest.Diffuse, run: Run) -> samplers.Table:
 def _start(stage: manifest.Diffuse, table: samplers.Table, run: Run) -> Float32:
     noise = run.draw(run.shape(stage.latents))
     if stage.start in run.arrays:
-        return np.float32(table.signal) * run.arrays[stage.start] + np.float32(table.noise) * noise
+        started: Float32 = np.float32(table.signal) * run.arrays[stage.start] + np.float32(table.noise) * noise
+        return started
     return np.float32(table.initial) * noise
 
 

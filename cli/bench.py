@@ -1,0 +1,110 @@
+"""`mmrt bench`: where the time of a request goes on this machine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmrt.cli.options import BundleCommand, positional
+from mmrt.runtime.errors import EngineError
+from mmrt.runtime.pipeline import Pipeline, load
+
+# Started anew, so that imports, loading and the peak of memory are those of a first picture.
+_COLD = """
+import time; start = time.time()
+import json, sys
+born, options = float(sys.argv[1]), json.loads(sys.argv[2])
+import mmrt; imported = time.time()
+pipeline = mmrt.load(**options["load"]); loaded = time.time()
+pipeline.generate(**options["inputs"]); done = time.time()
+import resource
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps({"total": done - born, "python": start - born, "import": imported - start, "load": loaded - imported,
+                  "generate": done - loaded, "peak_bytes": peak}))
+"""
+
+
+@click.command(cls=BundleCommand)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Requests to take medians of.")
+@click.option("--device", default="auto", help="auto or cpu.")
+@click.option("--engine", default="auto", help="auto or onnx.")
+@click.option("--precision", default="auto", help="auto, or one that the bundle has.")
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
+def bench(
+    bundle: Path,
+    texts: tuple[str, ...],
+    repeat: int,
+    device: str,
+    engine: str,
+    precision: str,
+    as_json: bool,
+    inputs: dict[str, Any],
+) -> None:
+    """Time a request: graph by graph, engines against everything else, cold start and peak memory.
+
+    Medians after one warm-up. `mmrt bench BUNDLE --help` also lists the inputs that the bundle takes.
+    """
+    options: dict[str, Any] = {"path": str(bundle), "device": device, "engine": engine, "precision": precision}
+    pipeline = load(**options)
+    name = positional(pipeline.manifest)
+    request = {"seed": 0} | inputs if "seed" in pipeline.manifest.inputs else inputs
+    if name is not None:
+        request = {name: list(texts) or ["a red heart"]} | request
+    figures = measure(pipeline, request, repeat) | {"cold": cold_start(options, request)}
+    if as_json:
+        click.echo(json.dumps(figures, indent=1))
+    else:
+        click.echo("\n".join(_table(figures)))
+
+
+def measure(pipeline: Pipeline, request: dict[str, Any], repeat: int) -> dict[str, Any]:
+    """Medians over `repeat` requests, in seconds: `total`, each graph, and `outside`, what is spent in no engine."""
+    pipeline.generate(**request)
+    timings = [pipeline.generate(**request).timings for _ in range(repeat)]
+    totals = [each["total"] for each in timings]
+    graphs = {name: statistics.median(each["graphs"][name] for each in timings) for name in timings[0]["graphs"]}
+    outside = statistics.median(each["total"] - sum(each["graphs"].values()) for each in timings)
+    return {
+        "bundle": pipeline.manifest.name,
+        "engines": pipeline.describe(),
+        "repeat": repeat,
+        "total": statistics.median(totals),
+        "spread": max(totals) - min(totals),
+        "graphs": graphs,
+        "outside": outside,
+        "outside_share": outside / statistics.median(totals),
+    }
+
+
+def cold_start(options: dict[str, Any], request: dict[str, Any]) -> dict[str, float]:
+    """Seconds from a process's start to its first result, in parts, and its peak of memory in bytes."""
+    import time
+
+    arguments = json.dumps({"load": options, "inputs": request})
+    child = subprocess.run(
+        [sys.executable, "-c", _COLD, str(time.time()), arguments], capture_output=True, text=True, check=False
+    )
+    if child.returncode:
+        raise EngineError(f"a new process could not run the request: {child.stderr.strip().splitlines()[-1]}")
+    figures: dict[str, float] = json.loads(child.stdout)
+    return figures
+
+
+def _table(figures: dict[str, Any]) -> list[str]:
+    total, cold = figures["total"], figures["cold"]
+    lines = [f"{figures['bundle']}: median of {figures['repeat']} requests, spread {figures['spread'] * 1000:.1f} ms"]
+    for name, seconds in [*figures["graphs"].items(), ("outside", figures["outside"]), ("total", total)]:
+        engine = figures["engines"].get(name, "")
+        lines.append(f"  {name:16}{seconds * 1000:10.1f} ms {seconds / total:7.1%}  {engine}")
+    parts = ", ".join(f"{name} {cold[name]:.2f}" for name in ("python", "import", "load", "generate"))
+    lines.append(f"cold start        {cold['total']:9.2f} s  ({parts})")
+    lines.append(f"peak memory       {cold['peak_bytes'] / 1e6:9.0f} MB")
+    return lines

@@ -1,0 +1,26 @@
+"""`mmrt export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmrt.runtime.errors import ExportError
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, NAME.mmrt.")
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def export(checkpoint: Path, output: Path, precision: str, overwrite: bool, quiet: bool) -> None:
+    """Turn a CHECKPOINT (a local folder) into a bundle, verified against the source model. Needs torch."""
+    try:
+        from mmrt.export import exporter
+    except ModuleNotFoundError as error:
+        raise ExportError(f"exporting needs the package {error.name!r}: pip install 'mmrt[export]'") from None
+    for progress in exporter.export(checkpoint, output, precision=precision, overwrite=overwrite):
+        if not quiet:
+            click.echo(progress)

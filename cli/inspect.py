@@ -1,0 +1,134 @@
+"""`mmrt inspect`: what a bundle is, or what made a picture."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmrt.cli.options import describe
+from mmrt.runtime import manifest as m
+from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.media import read_provenance
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--mermaid", is_flag=True, help="The program as a mermaid flowchart.")
+@click.option("--json", "as_json", is_flag=True, help="The manifest, or a picture's provenance, as JSON.")
+def inspect(path: Path, mermaid: bool, as_json: bool) -> None:
+    """Show what a bundle is (a folder), or what made a picture (a file)."""
+    if path.is_file():
+        provenance = read_provenance(path)
+        click.echo(json.dumps(provenance, indent=1, ensure_ascii=False) if as_json else "\n".join(_origin(provenance)))
+        return
+    bundle = Bundle(path)
+    if as_json:
+        click.echo(m.encode(bundle.manifest).decode(), nl=False)
+    elif mermaid:
+        click.echo("\n".join(flowchart(bundle.manifest)))
+    else:
+        click.echo("\n".join(_bundle(bundle)))
+
+
+def _origin(provenance: dict[str, Any]) -> list[str]:
+    bundle, engines = provenance.get("bundle", {}), provenance.get("engines", {})
+    lines = [f"bundle   {bundle.get('name')}  sha256 {bundle.get('sha256')}", f"mmrt     {provenance.get('mmrt')}"]
+    lines += [f"engine   {graph}: {engine}" for graph, engine in engines.items()]
+    requests = provenance.get("request", {})
+    for request in requests if isinstance(requests, list) else [requests]:
+        words = [shlex.quote(str(request["prompt"]))] if "prompt" in request else []
+        for name, value in request.items():
+            if name != "prompt":
+                words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+        lines.append(f"again    mmrt generate {bundle.get('name')}.mmrt {' '.join(words)}")
+    return lines
+
+
+def _bundle(bundle: Bundle) -> list[str]:
+    manifest = bundle.manifest
+    source = manifest.source
+    size = sum(file.bytes for file in manifest.files.values())
+    lines = [f"{manifest.name}: {manifest.task}, {_bytes(size)} in {len(manifest.files)} files, sha256 {bundle.sha256}"]
+    versions = ", ".join(f"{name} {version}" for name, version in source.versions.items())
+    lines += [
+        f"from {source.family}, exported with {versions}; licence: {source.licence or 'not stated'}",
+        "",
+        "inputs",
+    ]
+    for name, spec in manifest.inputs.items():
+        takes, default = describe(spec)
+        lines.append(f"  {name:17} {takes}  [{default}]")
+    lines += [
+        "",
+        "outputs",
+        *(f"  {name:17} {_kind(output)}" for name, output in manifest.outputs.items()),
+        "",
+        "graphs",
+    ]
+    for name, graph in manifest.graphs.items():
+        lines.append(f"  {name}")
+        lines += [f"    in   {key:17} {spec}" for key, spec in graph.inputs.items()]
+        lines += [f"    out  {key:17} {spec}" for key, spec in graph.outputs.items()]
+        lines += [f"    {v.engine} {v.precision}  {v.file}  {_bytes(_size(manifest, v.file))}" for v in graph.variants]
+    return [*lines, "", "program", *(f"  {line}" for line in _program(manifest))]
+
+
+def _program(manifest: m.Manifest) -> list[str]:
+    lines = []
+    for number, stage in enumerate(manifest.program, 1):
+        match stage:
+            case m.Once():
+                kind, more = "once", f"  if {stage.when} is given" if stage.when else ""
+            case m.Diffuse():
+                kind, more = "diffuse", f"  {stage.schedule.prediction}, samplers: {', '.join(stage.samplers)}"
+        lines.append(f"{number}. {kind:8} {', '.join(stage.graphs)}{more}")
+    return lines
+
+
+def flowchart(manifest: m.Manifest) -> list[str]:
+    """The program as a mermaid flowchart: inputs and outputs rounded, graphs as boxes, arrays on the arrows."""
+    lines, makers = ["flowchart LR"], dict[str, str]()
+    for name, spec in manifest.inputs.items():
+        if isinstance(spec, m.Text | m.Image):
+            lines.append(f"  {name}([{name}])")
+            arrays = spec.tokenize if isinstance(spec, m.Text) else [spec.array]
+            makers |= dict.fromkeys(arrays, name)
+            if isinstance(spec, m.Text) and spec.negative:
+                makers |= {f"{spec.negative}/{array}": spec.negative for array in spec.tokenize}
+    for number, stage in enumerate(manifest.program):
+        if isinstance(stage, m.Diffuse):
+            lines.append(f'  loop{number}{{{{"noise, {stage.steps} × {stage.sampler}"}}}}')  # noqa: RUF001
+            if stage.start in makers:
+                lines.append(f"  {makers[stage.start]} -. {stage.start} .-> loop{number}")
+            makers |= dict.fromkeys(("latents", "timestep", "guidance"), f"loop{number}")
+        for graph in stage.graphs:
+            lines.append(f"  {graph}[{graph}]")
+            for array in manifest.graphs[graph].inputs:
+                sources = [maker for name, maker in makers.items() if name == array or name.endswith(f"/{array}")]
+                lines += [f"  {source} -- {array} --> {graph}" for source in sources]
+            makers |= dict.fromkeys(manifest.graphs[graph].outputs, graph)
+        if isinstance(stage, m.Diffuse):
+            lines.append(f"  {makers['prediction']} -- prediction --> loop{number}")
+    for name, output in manifest.outputs.items():
+        lines.append(f"  {makers[output.source]} -- {output.source} --> {name}_out([{name}])")
+    return lines
+
+
+def _kind(output: m.Output) -> str:
+    return f"picture, from {output.source}"
+
+
+def _size(manifest: m.Manifest, file: str) -> int:
+    return sum(each.bytes for name, each in manifest.files.items() if name == file or name.startswith(f"{file}."))
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

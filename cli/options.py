@@ -1,0 +1,81 @@
+"""A bundle's inputs as options of the command line: `negative_prompt` becomes `--negative-prompt`, and so on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmrt.runtime import manifest as m
+from mmrt.runtime.bundle import Bundle
+
+_SHORT = {"negative_prompt": "--negative", "num_images": "-n"}
+
+
+class BundleCommand(click.Command):
+    """A command on a bundle (its first argument) that takes the bundle's inputs as further options.
+
+    Their values reach the callback as the dict `inputs`, without those that were not given.
+    """
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        """Read the manifest of the bundle among `args` first, so that parsing and --help know its inputs."""
+        bundle = next((arg for arg in args if Path(arg).is_dir()), None)
+        command = self if bundle is None else self._with_inputs(Bundle(bundle).manifest)
+        return click.Command.make_context(command, info_name, args, *rest, **extra)
+
+    def _with_inputs(self, manifest: m.Manifest) -> BundleCommand:
+        copy = type(self)(self.name, callback=self.callback, params=[*self.params], help=self.help)
+        copy.params += [_option(name, spec) for name, spec in manifest.inputs.items() if name != positional(manifest)]
+        return copy
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Gather the inputs' values."""
+        names = {param.name for param in self.params if isinstance(param, InputOption)}
+        given = {name: value for name, value in ctx.params.items() if name in names and value not in (None, ())}
+        ctx.params = {name: value for name, value in ctx.params.items() if name not in names}
+        ctx.params["inputs"] = given
+        return super().invoke(ctx)
+
+
+class InputOption(click.Option):
+    """An option that is an input of the bundle."""
+
+
+def positional(manifest: m.Manifest) -> str | None:
+    """The text input that is given without an option's name: the first that must be given."""
+    required = [name for name, spec in manifest.inputs.items() if isinstance(spec, m.Text) and spec.default is None]
+    return required[0] if required else None
+
+
+def describe(spec: m.Input) -> tuple[str, str]:
+    """What an input takes and what it is when left out, as words."""
+    match spec:
+        case m.Text():
+            return "text", repr(spec.default) if spec.default is not None else "must be given"
+        case m.Image():
+            return "picture", "none"
+        case m.Int():
+            return f"{spec.min} to {spec.max}", str(spec.default)
+        case m.Float():
+            return f"{spec.min:g} to {spec.max:g}", f"{spec.default:g}"
+        case m.Choice():
+            return ", ".join(spec.choices), spec.default
+        case m.Size():
+            return f"WIDTHxHEIGHT, multiples of {spec.multiple} up to {spec.max}", "x".join(map(str, spec.default))
+        case m.Count():
+            return f"1 to {spec.max}", "1"
+        case m.Seed():
+            return "a whole number; result i takes seed + i", "drawn at random"
+
+
+def _option(name: str, spec: m.Input) -> InputOption:
+    flags = [f"--{name.replace('_', '-')}"] + ([_SHORT[name]] if name in _SHORT else [])
+    takes, default = describe(spec)
+    kinds: dict[type, Any] = {m.Int: int, m.Float: float, m.Count: int, m.Seed: int}
+    kind = kinds.get(type(spec), str)
+    metavar = {m.Image: "FILE", m.Size: "SIZE", m.Choice: "NAME"}.get(type(spec))
+    return InputOption(
+        [*flags, name], type=kind, metavar=metavar, multiple=isinstance(spec, m.Image), help=f"{takes} [{default}]"
+    )
