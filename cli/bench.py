@@ -93,7 +93,8 @@ def cold_start(options: dict[str, Any], request: dict[str, Any]) -> dict[str, fl
         [sys.executable, "-c", _COLD, str(time.time()), arguments], capture_output=True, text=True, check=False
     )
     if child.returncode:
-        raise EngineError(f"a new process could not run the request: {child.stderr.strip().splitlines()[-1]}")
+        reason = child.stderr.strip().splitlines()[-1:] or [f"it ended with {child.returncode}"]
+        raise EngineError(f"a new process could not run the request: {reason[0]}")
     figures: dict[str, float] = json.loads(child.stdout)
     return figures
 

@@ -12,6 +12,7 @@ import click
 from mmrt.cli.options import describe
 from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.errors import printable
 from mmrt.runtime.media import read_provenance
 
 
@@ -35,17 +36,22 @@ def inspect(path: Path, mermaid: bool, as_json: bool) -> None:
 
 
 def _origin(provenance: dict[str, Any]) -> list[str]:
-    bundle, engines = provenance.get("bundle", {}), provenance.get("engines", {})
+    """The lines, of whatever the picture's author wrote."""
+    bundle, engines = _dict(provenance.get("bundle")), _dict(provenance.get("engines"))
     lines = [f"bundle   {bundle.get('name')}  sha256 {bundle.get('sha256')}", f"mmrt     {provenance.get('mmrt')}"]
     lines += [f"engine   {graph}: {engine}" for graph, engine in engines.items()]
-    requests = provenance.get("request", {})
-    for request in requests if isinstance(requests, list) else [requests]:
+    requests = provenance.get("request")
+    for request in map(_dict, requests if isinstance(requests, list) else [requests]):
         words = [shlex.quote(str(request["prompt"]))] if "prompt" in request else []
         for name, value in request.items():
             if name != "prompt":
                 words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
         lines.append(f"again    mmrt generate {bundle.get('name')}.mmrt {' '.join(words)}")
-    return lines
+    return [printable(line) for line in lines]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _bundle(bundle: Bundle) -> list[str]:

@@ -12,7 +12,7 @@ from mmrt.cli.export import export
 from mmrt.cli.generate import generate
 from mmrt.cli.inspect import inspect
 from mmrt.cli.verify import verify
-from mmrt.runtime.errors import MmrtError
+from mmrt.runtime.errors import MmrtError, one_line
 from mmrt.version import __version__
 
 
@@ -28,11 +28,12 @@ for command in (export, generate, verify, inspect, bench):
 
 def main() -> None:
     """Run the command line: an `MmrtError` is one line and exit code 1, an interrupt 130, a bug keeps its traceback."""
-    warnings.showwarning = lambda message, *_: click.echo(f"mmrt: {message}", err=True)
+    warnings.showwarning = lambda message, *_: click.echo(f"mmrt: {one_line(str(message))}", err=True)
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # which is an error of ours
     try:
         cli.main(standalone_mode=False)
     except MmrtError as error:
-        click.echo(f"mmrt: {' '.join(str(error).split())}", err=True)
+        click.echo(f"mmrt: {error}", err=True)
         sys.exit(1)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
@@ -42,3 +43,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("mmrt: interrupted", err=True)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

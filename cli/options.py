@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import click
 
 from mmrt.runtime import manifest as m
-from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.bundle import MANIFEST, Bundle
+from mmrt.runtime.errors import BundleError
 
 _SHORT = {"negative_prompt": "--negative", "num_images": "-n"}
 
@@ -21,13 +22,22 @@ class BundleCommand(click.Command):
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         """Read the manifest of the bundle among `args` first, so that parsing and --help know its inputs."""
-        bundle = next((arg for arg in args if Path(arg).is_dir()), None)
+        folders = [arg for arg in args if os.path.isdir(arg)]  # unlike Path's, never an error
+        folders.sort(key=lambda each: not os.path.lexists(os.path.join(each, MANIFEST)))
+        bundle = folders[0] if folders else None
+        if bundle is None:  # then that is the news, and not that its inputs' options are unknown
+            extra["ignore_unknown_options"] = True
         command = self if bundle is None else self._with_inputs(Bundle(bundle).manifest)
         return click.Command.make_context(command, info_name, args, *rest, **extra)
 
     def _with_inputs(self, manifest: m.Manifest) -> BundleCommand:
         copy = type(self)(self.name, callback=self.callback, params=[*self.params], help=self.help)
-        copy.params += [_option(name, spec) for name, spec in manifest.inputs.items() if name != positional(manifest)]
+        taken = {param.name for param in self.params} | {"help", "inputs"}
+        for name, spec in manifest.inputs.items():
+            if name in taken:
+                raise BundleError(f"{manifest.name}: its input {name!r} has the name of an option of mmrt {self.name}")
+            if name != positional(manifest):
+                copy.params.append(_option(name, spec))
         return copy
 
     def invoke(self, ctx: click.Context) -> Any:

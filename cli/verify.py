@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def verify(bundle: Path, device: str, engine: str, precision: str, as_json: bool
             click.echo(row(check))
     failed = [check for check in checks if not check.passed]
     if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(checks), indent=1))
+        click.echo(msgspec.json.format(msgspec.json.encode(checks), indent=1).decode())
     else:
         files = len(pipeline.manifest.files)
         click.echo(f"{len(checks) - len(failed)} of {len(checks)} checks passed; {files} files have their hashes")

@@ -16,18 +16,26 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 
 
-def mismatch(graph: str, specs: Mapping[str, manifest.Array], arrays: Mapping[str, AnyArray]) -> str | None:
-    """What is wrong with `arrays` as inputs of a graph with these `specs`, in one line; None if nothing is."""
-    sizes: dict[str, int] = {}
+def mismatch(
+    graph: str,
+    side: str,
+    specs: Mapping[str, manifest.Array],
+    arrays: Mapping[str, AnyArray],
+    sizes: dict[str, int],
+) -> str | None:
+    """What is wrong with `arrays` as inputs (the `side`) of a graph with these `specs`, in one line; None if nothing.
+
+    `sizes` are those of free dimensions that are known; it takes those that become known.
+    """
     for name, spec in specs.items():
         if name not in arrays:
-            return f"{graph}: input {name!r} is missing, wanted {spec}"
+            return f"{graph}: {side} {name!r} is missing, wanted {spec}"
         array = arrays[name]
-        fits = array.dtype.name == spec.dtype and len(array.shape) == len(spec.shape)
+        fits = array.dtype == np.dtype(spec.dtype) and len(array.shape) == len(spec.shape)
         for size, dim in zip(array.shape, spec.shape, strict=False):
             fits = fits and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
         if not fits:
             known = ", ".join(f"{dim} {size}" for dim, size in sizes.items() if dim in spec.shape)
             wanted = f"{spec} with {known}" if known else f"{spec}"
-            return f"{graph}: input {name!r} is {array.dtype.name}{tuple(array.shape)}, wanted {wanted}"
+            return f"{graph}: {side} {name!r} is {array.dtype.name}{tuple(array.shape)}, wanted {wanted}"
     return None

@@ -18,6 +18,7 @@ from mmrt.runtime.manifest import Manifest
 
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 16 << 20
+_DEEPEST = 16  # folders in folders
 
 
 class Bundle:
@@ -26,10 +27,13 @@ class Bundle:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read the manifest and compare the folder with it. Raises `BundleError`."""
         self.path = Path(path)
-        data = _read_manifest(self.path)
-        self.sha256 = hashlib.sha256(data).hexdigest()
-        self.manifest: Manifest = manifests.decode(data)
-        self._compare_folder()
+        try:
+            data = _read_manifest(self.path)
+            self.sha256 = hashlib.sha256(data).hexdigest()
+            self.manifest: Manifest = manifests.decode(data)
+            self._compare_folder()
+        except OSError as error:
+            raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def files(self, names: Iterable[str]) -> dict[str, Path]:
         """The paths of files of the bundle, each after its bytes were found to have the listed hash."""
@@ -92,7 +96,9 @@ def _read_manifest(folder: Path) -> bytes:
     if not folder.is_dir():
         raise BundleError(f"{folder}: not a bundle, which is a folder with a manifest.json")
     path = folder / MANIFEST
-    if path.is_symlink() or not path.is_file():
+    if path.is_symlink():
+        raise BundleError(f"{path}: a link, which a bundle may not hold")
+    if not path.is_file():
         raise BundleError(f"{folder}: not a bundle: it has no manifest.json")
     if path.stat().st_size > _MANIFEST_LIMIT:
         raise BundleError(f"{path}: {path.stat().st_size} bytes, more than a manifest may have ({_MANIFEST_LIMIT})")
@@ -106,6 +112,8 @@ def _walk(folder: Path, prefix: str = "") -> Iterable[tuple[str, int]]:
             if entry.is_symlink():
                 raise BundleError(f"{entry.path}: a link, which a bundle may not hold")
             if entry.is_dir():
+                if name.count("/") >= _DEEPEST:
+                    raise BundleError(f"{folder}: folders are nested more than {_DEEPEST} deep")
                 yield from _walk(Path(entry.path), f"{name}/")
             elif entry.is_file():
                 yield name, entry.stat().st_size

@@ -4,6 +4,19 @@
 class MmrtError(Exception):
     """Base of all errors that are not bugs; the command line prints its message and exits 1."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks as spaces, and printable."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would act on as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
 
 class BundleError(MmrtError):
     """The bundle is damaged, hostile or of another version: export or fetch it again."""

@@ -6,21 +6,26 @@ A bundle's `manifest.json` is one `Manifest`. Errors name the place in it (`$.gr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from mmrt.runtime.errors import BundleError
+from mmrt.runtime.noise import GENERATORS
 from mmrt.runtime.samplers import Sampler, Schedule
 from mmrt.version import __version__
 
 FORMAT = 1
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+_LARGEST = 2**31  # elements of an array in its fixed dimensions
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
+Label = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,200}\Z")]  # is shown on terminals
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Dim = Positive | Name  # a number, or the name of a free dimension
@@ -33,7 +38,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 class Ratio(_Struct, frozen=True):
     """A dimension that follows from the request: the product of the sizes `of`, divided by `per`."""
 
-    of: tuple[Literal["height", "width"], ...]
+    of: Annotated[tuple[Literal["height", "width"], ...], msgspec.Meta(min_length=1, max_length=2)]
     per: Positive
 
 
@@ -85,7 +90,7 @@ class Choice(_Struct, frozen=True, tag="choice", tag_field="kind"):
     """One of a few names."""
 
     default: str
-    choices: tuple[str, ...]
+    choices: tuple[Label, ...]
 
 
 class Size(_Struct, frozen=True, tag="size", tag_field="kind"):
@@ -135,7 +140,7 @@ class Array(_Struct, frozen=True):
 
 
 class Variant(_Struct, frozen=True):
-    """One file that computes a graph. ONNX files may have weights beside them, named in the file itself."""
+    """One file that computes a graph. ONNX files, `*.onnx`, may have weights beside them, named in the file itself."""
 
     engine: Literal["onnx"]
     precision: Literal["fp32", "fp16", "int8"]
@@ -182,7 +187,7 @@ class Diffuse(_Struct, frozen=True, tag="diffuse", tag_field="stage"):
     graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
     latents: Annotated[Shape, msgspec.Meta(min_length=2, max_length=8)]
     schedule: Schedule
-    samplers: dict[str, Sampler]
+    samplers: dict[Label, Sampler]
     sampler: Name
     steps: Name
     guidance: Guidance | None = None
@@ -201,10 +206,10 @@ Stage = Once | Diffuse
 class Source(_Struct, frozen=True):
     """Where the bundle came from."""
 
-    family: str
+    family: Label
     checkpoint: dict[str, Sha256]  # its weight files
-    versions: dict[str, str]
-    licence: str | None = None
+    versions: dict[Label, Label]
+    licence: Label | None = None
 
 
 class File(_Struct, frozen=True):
@@ -218,13 +223,13 @@ class Manifest(_Struct, frozen=True):
     """What a bundle is, what goes in and comes out, its graphs and its program."""
 
     format: int
-    task: str
-    name: str
+    task: Label
+    name: Label
     source: Source
     inputs: dict[Name, Input]
-    outputs: dict[Name, Output]
-    graphs: dict[Name, Graph]
-    program: tuple[Stage, ...]
+    outputs: Annotated[dict[Name, Output], msgspec.Meta(min_length=1)]
+    graphs: Annotated[dict[Name, Graph], msgspec.Meta(min_length=1)]
+    program: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
     files: dict[str, File]
 
     def text_inputs(self) -> dict[str, Text]:
@@ -274,21 +279,21 @@ def legal_path(path: str) -> bool:
 class _Check:
     """What types cannot say: that names refer to something, of the right kind, made before it is used."""
 
-    _made_by_loop: ClassVar = {"latents", "timestep", "guidance"}
-
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.available: set[str] = set()
+        self.sized = any(isinstance(value, Size) for value in manifest.inputs.values())
+        self.made: dict[str, _Shape] = {}  # the arrays that there are so far
 
     def all(self) -> None:
         self._files()
+        self._graphs()
         self._inputs()
         for index, stage in enumerate(self.manifest.program):
             self._stage(f"$.program[{index}]", stage)
         for name, output in self.manifest.outputs.items():
-            self._require(
-                output.source in self.available, f"$.outputs.{name}.from", f"no graph makes {output.source!r}"
-            )
+            where = f"$.outputs.{name}.from"
+            self._require(output.source in self.made, where, f"no graph makes {output.source!r}")
+            self._fits(output.source, Array(dtype="uint8", shape=("batch", "height", "width", 3)), where, "a picture")
 
     @staticmethod
     def _require(condition: bool, where: str, what: str) -> None:
@@ -301,23 +306,42 @@ class _Check:
     def _files(self) -> None:
         for path in self.manifest.files:
             self._require(legal_path(path), "$.files", f"{path!r} is not a plain relative path")
+
+    def _graphs(self) -> None:
         for name, graph in self.manifest.graphs.items():
+            where = f"$.graphs.{name}"
             for index, variant in enumerate(graph.variants):
-                self._file(variant.file, f"$.graphs.{name}.variants[{index}].file")
+                self._file(variant.file, f"{where}.variants[{index}].file")
+                named = variant.file.endswith(f".{variant.engine}")  # ONNX Runtime reads other formats by their names
+                self._require(named, f"{where}.variants[{index}].file", f"{variant.file!r} is not named *.onnx")
+            both = graph.inputs.keys() & graph.outputs.keys()
+            self._require(not both, where, f"{_names(both)} cannot be an input and an output")
+            for side, arrays in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+                for key, array in arrays.items():
+                    self._not_absurd(array.shape, f"{where}.{side}.{key}.shape")
+
+    def _not_absurd(self, shape: Iterable[int | str | Ratio], where: str) -> None:
+        elements = math.prod(dim for dim in shape if isinstance(dim, int))
+        self._require(elements <= _LARGEST, where, f"{elements:,} elements are more than {_LARGEST:,}")
 
     def _inputs(self) -> None:
+        for kind in (Size, Count, Seed):
+            same = [name for name, value in self.manifest.inputs.items() if isinstance(value, kind)]
+            what = f"{_names(same)} are all of kind '{kind.__name__.lower()}', of which there can be one"
+            self._require(len(same) < 2, "$.inputs", what)
         for name, value in self.manifest.inputs.items():
             where = f"$.inputs.{name}"
             match value:
                 case Text():
                     for ids, tokenize in value.tokenize.items():
                         self._file(tokenize.file, f"{where}.tokenize.{ids}.file")
-                    self.available |= value.tokenize.keys()
+                        self._require(ids not in self.made, f"{where}.tokenize.{ids}", f"{ids!r} is made twice")
+                        self.made[ids] = _Shape("int64", (None, tokenize.length))
                     self._refers(value.negative, (Text,), f"{where}.negative")
                 case Image():
-                    self.available.add(value.array)
-                    sized = any(isinstance(other, Size) for other in self.manifest.inputs.values())
-                    self._require(sized, where, "an image input needs an input of kind 'size'")
+                    self._require(value.array not in self.made, f"{where}.array", f"{value.array!r} is made twice")
+                    self.made[value.array] = _Shape("uint8", (None, None, None, 3))
+                    self._require(self.sized, where, "an image input needs an input of kind 'size'")
                 case Int() | Float():
                     self._require(
                         value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
@@ -329,6 +353,8 @@ class _Check:
                     self._require(legal, where, f"default {value.default} is not a legal size")
                 case Seed():
                     self._refers(value.generator, (Choice,), f"{where}.generator")
+                    strangers = set(self._choices(value.generator)) - GENERATORS.keys()
+                    self._require(not strangers, f"{where}.generator", f"no generator is named {_names(strangers)}")
                 case Count():
                     pass
 
@@ -338,26 +364,32 @@ class _Check:
             found = isinstance(self.manifest.inputs.get(name), kinds)
             self._require(found, where, f"{name!r} is not an input of kind {wanted}")
 
+    def _choices(self, name: str) -> tuple[str, ...]:
+        choice = self.manifest.inputs[name]
+        assert isinstance(choice, Choice)
+        return choice.choices
+
     def _stage(self, where: str, stage: Stage) -> None:
         for name in stage.graphs:
             self._require(name in self.manifest.graphs, f"{where}.graphs", f"no graph is named {name!r}")
         if isinstance(stage, Once):
             self._refers(stage.when, (Image, Text), f"{where}.when")
-            self.available |= stage.draws.keys()
             for name, shape in stage.draws.items():
-                self._drawn(shape, f"{where}.draws.{name}")
+                self.made[name] = self._drawn(shape, f"{where}.draws.{name}")
         else:
             self._diffuse(where, stage)
         for name in stage.graphs:
             graph = self.manifest.graphs[name]
-            missing = graph.inputs.keys() - self.available
+            missing = graph.inputs.keys() - self.made.keys()
             self._require(not missing, f"{where}.graphs", f"nothing makes {_names(missing)} for graph {name!r}")
-            self.available |= graph.outputs.keys()
+            for key, array in graph.inputs.items():
+                self._fits(key, array, f"$.graphs.{name}.inputs.{key}", f"graph {name!r}")
+            self.made |= {key: _Shape.of(array) for key, array in graph.outputs.items()}
         if isinstance(stage, Diffuse):
-            self._require("prediction" in self.available, f"{where}.graphs", "no graph makes 'prediction'")
+            self._prediction(where, stage)
 
     def _diffuse(self, where: str, stage: Diffuse) -> None:
-        self._drawn(stage.latents, f"{where}.latents")
+        latents = self._drawn(stage.latents, f"{where}.latents")
         self._refers(stage.sampler, (Choice,), f"{where}.sampler")
         self._refers(stage.steps, (Int,), f"{where}.steps")
         self._refers(stage.strength, (Float,), f"{where}.strength")
@@ -365,25 +397,70 @@ class _Check:
             self._refers(stage.guidance.scale, (Float,), f"{where}.guidance.scale")
             self._refers(stage.guidance.rescale, (Float,), f"{where}.guidance.rescale")
         for array, text in stage.conditions.items():
-            self._require(array in self.available, f"{where}.conditions", f"nothing makes {array!r}")
+            self._require(array in self.made, f"{where}.conditions", f"nothing makes {array!r}")
             self._refers(text, (Text,), f"{where}.conditions.{array}")
-        sampler = self.manifest.inputs[stage.sampler]
-        assert isinstance(sampler, Choice)
-        missing = set(sampler.choices) - stage.samplers.keys()
+        missing = set(self._choices(stage.sampler)) - stage.samplers.keys()
         self._require(not missing, f"{where}.samplers", f"no sampler is named {_names(missing)}")
         if stage.start is not None:
-            self._require(stage.start in self.available, f"{where}.start", f"nothing makes {stage.start!r}")
+            self._require(stage.start in self.made, f"{where}.start", f"nothing makes {stage.start!r}")
+            self._fits(stage.start, latents, f"{where}.start", "the loop")
             self._require(stage.strength is not None, where, "a stage with `start` needs `strength`")
-        channels = stage.latents[1]
-        fits = not stage.preview or len(stage.preview) - 1 == channels
-        self._require(fits, f"{where}.preview", f"{len(stage.preview)} rows do not fit {channels} channels")
-        self.available |= self._made_by_loop
+        if stage.preview:
+            channels = stage.latents[1]
+            fits = len(stage.preview) - 1 == channels and len(stage.latents) == 4 and self.sized
+            self._require(fits, f"{where}.preview", f"{len(stage.preview)} rows do not fit {latents} of a given size")
+        row = _Shape("float32", (None,))
+        self.made |= {"latents": latents, "timestep": row, "guidance": row}
 
-    def _drawn(self, shape: Shape, where: str) -> None:
+    def _prediction(self, where: str, stage: Diffuse) -> None:
+        """The graphs of the loop make it, like the latents, and take nothing away from the loop."""
+        graphs = {name: self.manifest.graphs[name] for name in stage.graphs}
+        makers = [name for name, graph in graphs.items() if "prediction" in graph.outputs]
+        self._require(bool(makers), f"{where}.graphs", "no graph makes 'prediction'")
+        self._fits("prediction", self._drawn(stage.latents, where), f"{where}.graphs", "the loop")
+        for name, graph in graphs.items():
+            taken = graph.outputs.keys() & {"latents", "timestep", "guidance"}
+            self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
+            known = {dim for array in graph.inputs.values() for dim in array.shape}
+            free = {dim for array in graph.outputs.values() for dim in array.shape if isinstance(dim, str)} - known
+            self._require(not free, f"$.graphs.{name}.outputs", f"{_names(free)} are no sizes of its inputs")
+
+    def _fits(self, name: str, wanted: Array | _Shape, where: str, taker: str) -> None:
+        made, shape = self.made[name], wanted if isinstance(wanted, _Shape) else _Shape.of(wanted)
+        self._require(made.like(shape), where, f"{name!r} is made as {made}, {taker} takes {shape}")
+
+    def _drawn(self, shape: Shape, where: str) -> _Shape:
         self._require(bool(shape) and shape[0] == "batch", where, "the first dimension of noise is 'batch'")
-        sized = any(isinstance(value, Size) for value in self.manifest.inputs.values())
-        free = any(isinstance(dim, Ratio) for dim in shape)
-        self._require(sized or not free, where, "a size that follows from the request needs an input of kind 'size'")
+        self._require("batch" not in shape[1:], where, "only the first dimension of noise is 'batch'")
+        self._not_absurd(shape, where)
+        ratios = [dim for dim in shape if isinstance(dim, Ratio)]
+        self._require(
+            self.sized or not ratios, where, "a size that follows from the request needs an input of kind 'size'"
+        )
+        least = min((value.multiple for value in self.manifest.inputs.values() if isinstance(value, Size)), default=1)
+        self._require(
+            all(least ** len(ratio.of) >= ratio.per for ratio in ratios), where, "a dimension can come to be 0"
+        )
+        return _Shape("float32", (None, *(dim if isinstance(dim, int) else None for dim in shape[1:])))
+
+
+class _Shape(NamedTuple):
+    """An array's dtype and what is known of its dimensions."""
+
+    dtype: str
+    dims: tuple[int | None, ...]
+
+    @staticmethod
+    def of(array: Array) -> _Shape:
+        return _Shape(array.dtype, tuple(dim if isinstance(dim, int) else None for dim in array.shape))
+
+    def like(self, other: _Shape) -> bool:
+        """Whether one array can be both."""
+        same_kind = self.dtype == other.dtype and len(self.dims) == len(other.dims)
+        return same_kind and all(a == b or None in (a, b) for a, b in zip(self.dims, other.dims, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}({', '.join('?' if dim is None else str(dim) for dim in self.dims)})"
 
 
 def _names(names: Iterable[Any]) -> str:

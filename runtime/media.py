@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
+import secrets
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,25 +25,30 @@ def open_picture(source: PictureLike) -> Picture:
     `source` is a file, a PIL image, or a uint8 array (height, width, 3). Raises `RequestError`.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
             raise RequestError(f"a picture is {source.dtype}{source.shape}, wanted uint8(height, width, 3)")
         return Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        return _upright_rgb(source)
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, Image.Image | str | os.PathLike):
         raise RequestError(f"a picture is a file, a PIL image or a uint8 array, not {type(source).__name__}")
+    name = "a picture" if isinstance(source, Image.Image) else os.fspath(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as picture:
-                return _upright_rgb(picture)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = Image.MAX_IMAGE_PIXELS or 0
-        raise RequestError(f"{os.fspath(source)}: more than {limit:,} pixels, too large a picture") from None
+        if isinstance(source, Image.Image):
+            return _upright_rgb(source)
+        with Image.open(source) as picture:
+            _check_pixels(picture)
+            return _upright_rgb(picture)
+    except Image.DecompressionBombError:
+        raise RequestError(f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, too large a picture") from None
     except FileNotFoundError:
-        raise RequestError(f"{os.fspath(source)}: no such file") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RequestError(f"{os.fspath(source)}: not a picture that can be read: {error}") from None
+        raise RequestError(f"{name}: no such file") from None
+    except Exception as error:  # the decoders of damaged files raise whatever comes
+        raise RequestError(f"{name}: not a picture that can be read: {error}") from None
+
+
+def _check_pixels(picture: Picture) -> None:
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself warns above it, and refuses from twice as many
+    if limit is not None and picture.width * picture.height > limit:
+        raise Image.DecompressionBombError
 
 
 def _upright_rgb(picture: Picture) -> Picture:
@@ -68,14 +73,15 @@ def save_png(picture: Picture, path: str | os.PathLike[str], provenance: dict[st
     if provenance is not None:
         chunks.add_itxt(_TEXT_CHUNK, json.dumps(provenance, ensure_ascii=False))
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        picture.save(beside, format="PNG", pnginfo=chunks)
-        beside.replace(path)
+        try:
+            picture.save(beside, format="PNG", pnginfo=chunks)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -83,11 +89,11 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with Image.open(path) as picture:
             text = picture.info.get(_TEXT_CHUNK)
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # as above
         raise RequestError(f"{os.fspath(path)}: not a picture that can be read: {error}") from None
     try:
         found = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise RequestError(

@@ -15,7 +15,7 @@ from mmrt.runtime import manifest, request
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.engines import Engine, load_onnx
-from mmrt.runtime.errors import EngineError, RequestError
+from mmrt.runtime.errors import BundleError, EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
 from mmrt.runtime.stages import Run
@@ -66,9 +66,10 @@ class Pipeline:
 
     def generate(self, *texts: str | list[str], **inputs: Any) -> Result:
         """Answer a request; see `stream` for the arguments."""
-        *_, done = self.stream(*texts, **inputs)
-        assert isinstance(done, Done)
-        return done.result
+        for event in self.stream(*texts, **inputs):  # a list of them would keep every step's latents
+            if isinstance(event, Done):
+                return event.result
+        raise AssertionError("a stream ends with Done")
 
     def stream(self, *texts: str | list[str], **inputs: Any) -> Iterator[Event]:
         """Answer a request step by step: `Step` events, then `Done` with the result. Leaving the loop cancels.
@@ -106,8 +107,11 @@ class Pipeline:
             yield from STAGES[type(stage)](stage, self.engines, run)
 
     def _condition(self, run: Run) -> None:
-        """Token ids of the distinct texts, and which row of the batch takes which; unconditional rows come first."""
+        """Pictures, token ids of the distinct texts, and which row takes which; unconditional rows come first."""
         values = run.request.values
+        for name, spec in self.manifest.inputs.items():
+            if isinstance(spec, manifest.Image) and run.request.given(name):
+                run.arrays[spec.array] = np.stack(values[name])
         two_rows = any(
             isinstance(stage, manifest.Diffuse) and guided(stage, run.request) for stage in self.manifest.program
         )
@@ -180,4 +184,7 @@ def _choose(name: str, graph: manifest.Graph, precision: str) -> manifest.Varian
 def _finish(output: manifest.Output, run: Run) -> list[Any]:
     from mmrt.runtime import media  # pillow is needed for pictures only
 
-    return media.pictures(run.arrays[output.source])
+    pixels, wanted = run.arrays[output.source], (run.request.batch, run.request.height, run.request.width, 3)
+    if len(pixels) != wanted[0] or (wanted[1] and pixels.shape != wanted):
+        raise BundleError(f"{output.source} is {pixels.shape}, wanted {wanted}")
+    return media.pictures(pixels)

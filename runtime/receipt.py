@@ -23,6 +23,7 @@ import numpy as np
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import BundleError
+from mmrt.runtime.manifest import Image
 from mmrt.runtime.pipeline import Pipeline
 
 GOLDEN = "golden.npz"
@@ -85,21 +86,33 @@ def replay(pipeline: Pipeline) -> Iterator[Check]:
         for number in golden.names("graph", graph):
             outputs = pipeline.engines[graph].run(golden.arrays("graph", graph, number, "in"))
             for name, wanted in golden.arrays("graph", graph, number, "out").items():
-                yield compare(f"{graph} {number}: {name}", outputs[name], wanted, variant.precision)
+                yield _compare_named(f"{graph} {number}: {name}", outputs, name, wanted, variant.precision)
     precision = max((variant.precision for variant in pipeline.variants.values()), key=_BY_LOSS.index)
+    pictures = {name for name, spec in pipeline.manifest.inputs.items() if isinstance(spec, Image)}
     for case in receipt.cases:
+        if files := pictures & case.request.keys():
+            raise BundleError(f"{RECEIPT}: {case.name}: {min(files)} must be in {GOLDEN}, not a file of this machine")
         inputs = case.request | {name: list(value) for name, value in golden.arrays("run", case.name, "in").items()}
+        golden_outputs = golden.arrays("run", case.name, "out")
+        if not golden_outputs:
+            raise BundleError(f"{RECEIPT}: {case.name}: {GOLDEN} has nothing to compare it with")
         arrays = pipeline.arrays(**inputs)
-        for name, wanted in golden.arrays("run", case.name, "out").items():
-            yield compare(f"{case.name}: {name}", arrays[name], wanted, precision)
+        for name, wanted in golden_outputs.items():
+            yield _compare_named(f"{case.name}: {name}", arrays, name, wanted, precision)
 
 
 def read_receipt(bundle: Bundle) -> Receipt:
     """The bundle's receipt. Raises `BundleError`."""
     try:
         return msgspec.json.decode(bundle.file(RECEIPT).read_bytes(), type=Receipt)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BundleError(f"{bundle.path / RECEIPT}: {error}") from None
+
+
+def _compare_named(what: str, arrays: Mapping[str, AnyArray], name: str, wanted: AnyArray, precision: str) -> Check:
+    if name not in arrays:
+        raise BundleError(f"{GOLDEN}: {what}: nothing makes {name!r}")
+    return compare(what, arrays[name], wanted, precision)
 
 
 def compare(what: str, found: AnyArray, wanted: AnyArray, precision: str) -> Check:
@@ -138,13 +151,15 @@ class _Golden:
             _check_size(path)
             with np.load(path, allow_pickle=False) as archive:
                 self._arrays = {tuple(name.split("/")): archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        except BundleError:
+            raise
+        except Exception as error:  # zipfile and NumPy raise whatever comes
             raise BundleError(f"{path}: not readable golden data: {error}") from None
 
     def names(self, *prefix: str) -> list[str]:
         """The next parts of the names that begin so."""
         depth = len(prefix)
-        return list(dict.fromkeys(name[depth] for name in self._arrays if name[:depth] == prefix))
+        return list(dict.fromkeys(name[depth] for name in self._arrays if name[:depth] == prefix and name[depth:]))
 
     def arrays(self, *prefix: str) -> Mapping[str, AnyArray]:
         """The arrays whose names begin so, by the last part."""

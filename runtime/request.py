@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import hashlib
 import math
+import operator
+import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrt.runtime import manifest as m
@@ -71,10 +76,12 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
     prompts = _common_length(lists)
     _, count = kinds.get(m.Count, (None, 1))
     batch = prompts * count
-    for name, items in lists.items():
-        if items is not None:
+    width, height = _size_of(manifest, values)
+    _check_memory(manifest, batch, width, height)
+    _resize(manifest, values, width, height)
+    for name in lists:
+        if (items := values[name]) is not None:
             values[name] = [item for item in items * (prompts // len(items)) for _ in range(count)]
-    width, height = _resize(manifest, values)
     seed_spec, seed = kinds.get(m.Seed, (None, 0))
     if seed + batch - 1 not in SEEDS:
         raise RequestError(f"seed {seed} leaves no room for {batch} results: the last seed is {SEEDS.stop - 1}")
@@ -91,21 +98,23 @@ def _common_length(lists: Mapping[str, list[Any] | None]) -> int:
     return longest
 
 
-def _resize(manifest: m.Manifest, values: dict[str, Any]) -> tuple[int, int]:
-    """The request's (width, height), and the pictures in `values` as arrays of that size."""
+def _size_of(manifest: m.Manifest, values: dict[str, Any]) -> tuple[int, int]:
+    """The request's (width, height), also put into `values`; (0, 0) where the bundle has no sizes."""
     for name, spec in manifest.inputs.items():
         if isinstance(spec, m.Size):
-            width, height = _size_for(name, spec, manifest, values)
-            values[name] = (width, height)
-            break
-    else:
-        return 0, 0
+            values[name] = _size_for(name, spec, manifest, values)
+            width, height = values[name]
+            return width, height
+    return 0, 0
+
+
+def _resize(manifest: m.Manifest, values: dict[str, Any], width: int, height: int) -> None:
+    """Make the pictures in `values` arrays of that size."""
     for name, other in manifest.inputs.items():
         if isinstance(other, m.Image) and values[name] is not None:
             from mmrt.runtime import media  # pillow is needed for pictures only
 
             values[name] = [media.to_array(picture, width, height) for picture in values[name]]
-    return width, height
 
 
 def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str, Any]) -> tuple[int, int]:
@@ -122,6 +131,40 @@ def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str
                 )
             return width, height
     return spec.default
+
+
+def _check_memory(manifest: m.Manifest, batch: int, width: int, height: int) -> None:
+    """Refuse what cannot fit: noise, the loop's latents and the pictures are the least that a request needs."""
+    floats = 0
+    for stage in manifest.program:
+        shapes = list(stage.draws.values()) if isinstance(stage, m.Once) else [stage.latents] * 3
+        floats += sum(math.prod(dimensions(shape, width, height)) for shape in shapes)
+    needed = batch * (4 * floats + 3 * width * height * len(manifest.outputs))
+    if needed > (present := _memory()):
+        each = f" of {width}x{height}" if width else ""
+        raise RequestError(
+            f"{batch} result{'s' * (batch > 1)}{each} need at least {needed / 1e9:,.0f} GB of memory, "
+            f"this machine has {present / 1e9:,.0f} GB: ask for fewer or smaller ones"
+        )
+
+
+@functools.cache
+def _memory() -> int:
+    """Bytes of memory that this machine has, or its container may use."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else []
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=1 << 40)
+
+
+def dimensions(shape: m.Shape, width: int, height: int) -> tuple[int, ...]:
+    """A manifest's shape at this size, less its first dimension, the batch."""
+    sizes = {"height": height, "width": width}
+    found = []
+    for dim in shape[1:]:
+        assert not isinstance(dim, str)
+        found.append(math.prod(sizes[name] for name in dim.of) // dim.per if isinstance(dim, m.Ratio) else dim)
+    return tuple(found)
 
 
 def _text(name: str, spec: m.Text, value: Any) -> list[str]:
@@ -166,9 +209,12 @@ def _seed(name: str, spec: m.Seed, value: Any) -> int:
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise RequestError(f"{name} is {value!r}, wanted a whole number from {least} to {most}")
-    number = int(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise RequestError(f"{name} is {value!r}, wanted a whole number from {least} to {most}") from None
     if not least <= number <= most:
         raise RequestError(f"{name} is {number}, wanted {least} to {most}")
     return number
@@ -189,7 +235,7 @@ def _float(name: str, spec: m.Float, value: Any) -> float:
 def _choice(name: str, spec: m.Choice, value: Any) -> str:
     if value is None:
         return spec.default
-    if value not in spec.choices:
+    if not isinstance(value, str) or value not in spec.choices:
         raise RequestError(f"{name} is {value!r}, wanted one of {', '.join(spec.choices)}")
     return str(value)
 

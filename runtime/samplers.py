@@ -201,6 +201,7 @@ def _need_choices(struct: msgspec.Struct) -> None:
 def alphas_cumprod(schedule: Schedule, zero_snr: bool = False) -> Array:
     """alpha^2 of each training timestep, (train_steps,), rounded to float32 where training rounds it."""
     count = schedule.train_steps
+    betas: NDArray[np.float32]
     if schedule.betas:
         betas = np.asarray(schedule.betas, np.float32)
     elif schedule.beta_schedule == "squaredcos_cap_v2":
@@ -225,12 +226,13 @@ def _cumprod(betas: NDArray[np.float32]) -> NDArray[np.float32]:
 def _spaced(schedule: Schedule, sampler: Sampler, steps: int, fences: int = 0) -> Array:
     """Training timesteps to visit, falling, (steps,). `fences` 1: one more is laid out, the lowest, and not visited."""
     count, points = schedule.train_steps, steps + fences
+    spaced: Array
     if sampler.spacing == "trailing":
-        spaced = np.arange(count, 0, -count / steps).round() - 1.0
+        spaced = np.arange(count, 0, -count / steps, dtype=np.float64).round() - 1
     elif sampler.spacing == "leading":
-        spaced = np.arange(points)[::-1] * float(count // points) + sampler.steps_offset
+        spaced = np.arange(points, dtype=np.float64)[::-1] * (count // points) + sampler.steps_offset
     else:
-        spaced = np.linspace(0, count - 1, points)[::-1]
+        spaced = np.linspace(0, count - 1, points, dtype=np.float64)[::-1]
     if spaced[0] > count - 1:
         raise RequestError(f"steps is {steps}, too many with steps_offset {sampler.steps_offset} on {count} timesteps")
     return spaced[:steps]
@@ -383,10 +385,10 @@ def pndm(schedule: Schedule, sampler: Sampler, steps: int, start: int) -> Table:
 def lcm(schedule: Schedule, sampler: Sampler, steps: int, start: int) -> Table:
     """Multistep consistency sampling (arXiv 2310.04378, algorithm 3; skip, out: arXiv 2303.01469, appendix C)."""
     original = sampler.original_steps
-    if not steps <= original <= schedule.train_steps:
-        raise RequestError(
-            f"steps is {steps}, wanted 1 to {min(original, schedule.train_steps)}, as the LCM was trained"
-        )
+    if original > schedule.train_steps:
+        raise RequestError(f"original_steps is {original}, wanted 1 to {schedule.train_steps}")
+    if steps > original:
+        raise RequestError(f"steps is {steps}, wanted 1 to {original}, as the LCM was trained")
     teacher = (np.arange(original, 0, -1) * (schedule.train_steps // original) - 1).astype(float)
     timesteps = teacher[np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)][start:]
     bar = alphas_cumprod(schedule, sampler.zero_snr)[timesteps.astype(int)]
@@ -421,8 +423,8 @@ def heun(schedule: Schedule, sampler: Sampler, steps: int, start: int) -> Table:
     delta = np.diff(sigmas)[start:]
     pairs = np.stack([np.stack([delta, 0 * delta], 1), np.stack([delta, -delta], 1) / 2], 1)  # (steps, 2 rows, 2)
     b = pairs.reshape(-1, 2)[:-1]
-    twice = [np.repeat(column[start:], 2)[1:] for column in (timesteps, sigmas[:-1])]
-    return _exploding(schedule, sampler, *twice, sigmas.max(), b)
+    visited = np.arange(2 * start + 1, 2 * steps) // 2  # every timestep twice, but the first
+    return _exploding(schedule, sampler, timesteps[visited], sigmas[visited], sigmas.max(), b)
 
 
 def lms(schedule: Schedule, sampler: Sampler, steps: int, start: int) -> Table:
@@ -471,7 +473,7 @@ def dpmpp_2m(schedule: Schedule, sampler: Sampler, steps: int, start: int) -> Ta
     for i in range(start, steps):
         order = _order(sampler, i, steps, start)
         b[i] = weight[i] * m[0]
-        if order == 1:
+        if order == 1 or weight[i] == 0:  # the last step may be from sigma_min to sigma_min
             continue
         h, h0 = lam[i + 1] - lam[i], lam[i] - lam[i - 1]
         u = noisy * h

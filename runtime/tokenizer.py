@@ -25,20 +25,24 @@ class Tokenizer:
             raise BundleError(f"{path}: not a tokenizer file: {error}") from None
         self._tokenizer.enable_truncation(spec.length)
         self._tokenizer.enable_padding(length=spec.length, pad_id=spec.pad)
-        self._length = spec.length
+        self._path, self._length = path, spec.length
 
     def __call__(self, texts: Sequence[str]) -> Int64:
         """The ids; a text that is too long is cut, with a `RequestWarning` that says what was cut."""
-        encodings = self._tokenizer.encode_batch(list(texts))
+        try:
+            encodings = self._tokenizer.encode_batch(list(texts))
+        except Exception as error:  # as above
+            raise BundleError(f"{self._path}: the tokenizer fails: {error}") from None
+        if any(len(encoding.ids) != self._length for encoding in encodings):
+            raise BundleError(f"{self._path}: the tokenizer does not keep to {self._length} tokens")
         for text, encoding in zip(texts, encodings, strict=True):
             if encoding.overflowing:
                 self._warn(text, encoding)
         return np.array([encoding.ids for encoding in encodings], dtype=np.int64)
 
     def _warn(self, text: str, encoding: tokenizers.Encoding) -> None:
-        kept = max(
-            end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special
-        )
+        words = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        kept = max((end for (_, end), special in words if not special), default=0)
         cut = text[kept:].strip()
         warnings.warn(
             f"the text is longer than {self._length} tokens and was cut; left out: {cut!r}",

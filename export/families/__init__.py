@@ -1,0 +1,37 @@
+"""The model families that can be exported, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mmrt.export.checkpoint import Checkpoint
+from mmrt.export.families import stable_diffusion
+from mmrt.export.recipe import Recipe
+from mmrt.runtime.errors import ExportError
+
+
+class Family(NamedTuple):
+    """Whether a checkpoint is of the family, the recipe for it, and the checkpoints' classes, for people."""
+
+    claims: Callable[[Checkpoint], bool]
+    recipe: Callable[[Checkpoint], Recipe]
+    classes: tuple[str, ...]
+
+
+FAMILIES: dict[str, Family] = {
+    "stable-diffusion": Family(stable_diffusion.claims, stable_diffusion.recipe, stable_diffusion.CLASSES),
+}
+
+
+def find(checkpoint: Checkpoint) -> Family:
+    """The family that a checkpoint is of. Raises `ExportError` that says what was found and what is supported."""
+    for family in FAMILIES.values():
+        if family.claims(checkpoint):
+            return family
+    if checkpoint.kind == "diffusers":
+        file, found = "model_index.json", f"_class_name is {checkpoint.index.get('_class_name')!r}"
+    else:
+        file, found = "config.json", f"architectures is {checkpoint.index.get('architectures')!r}"
+    supported = ", ".join(name for family in FAMILIES.values() for name in family.classes)
+    raise ExportError(f"{checkpoint.path / file}: {found}, supported are the diffusers pipelines {supported}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -33,7 +32,7 @@ class OnnxEngine:
         self.outputs: Mapping[str, manifest.Array] = spec.outputs
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it would log as errors, its exceptions say
         try:
             self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base but this
@@ -43,19 +42,19 @@ class OnnxEngine:
 
     def run(self, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """See `Engine.run`."""
-        self._check(arrays)
+        sizes = self._check(arrays)
         try:
             outputs = self._session.run(list(self.outputs), {name: arrays[name] for name in self.inputs})
         except Exception as error:
             raise self._failed(error) from None
-        return dict(zip(self.outputs, outputs, strict=True))
+        named = dict(zip(self.outputs, outputs, strict=True))
+        if problem := mismatch(self.graph, "output", self.outputs, named, sizes):
+            raise BundleError(f"{problem}, as the manifest says")
+        return named
 
     def bind(self, arrays: Mapping[str, AnyArray]) -> tuple[Callable[[], None], dict[str, AnyArray]]:
         """See `Engine.bind`."""
-        self._check(arrays)
-        sizes: dict[Any, int] = {}
-        for name, spec in self.inputs.items():
-            sizes |= zip(spec.shape, arrays[name].shape, strict=True)
+        sizes = self._check(arrays)
         outputs: dict[str, AnyArray] = {
             name: np.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
             for name, spec in self.outputs.items()
@@ -74,9 +73,12 @@ class OnnxEngine:
 
         return call, outputs
 
-    def _check(self, arrays: Mapping[str, AnyArray]) -> None:
-        if problem := mismatch(self.graph, self.inputs, arrays):
+    def _check(self, arrays: Mapping[str, AnyArray]) -> dict[str, int]:
+        """The sizes of the free dimensions."""
+        sizes: dict[str, int] = {}
+        if problem := mismatch(self.graph, "input", self.inputs, arrays, sizes):
             raise RequestError(problem)
+        return sizes
 
     def _failed(self, error: Exception) -> EngineError:
         return EngineError(f"{self.graph}: ONNX Runtime {ort.__version__} failed: {_line(error)}")

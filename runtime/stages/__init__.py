@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmrt.runtime.arrays import AnyArray, Float32, Int64
-from mmrt.runtime.manifest import Ratio, Shape
+from mmrt.runtime.manifest import Shape
 from mmrt.runtime.noise import GENERATORS
-from mmrt.runtime.request import Request
+from mmrt.runtime.request import Request, dimensions
 
 
 @dataclass
@@ -38,14 +38,7 @@ class Run:
 
     def shape(self, shape: Shape) -> tuple[int, ...]:
         """A manifest's shape for this request, less its first dimension, the batch."""
-        return tuple(self._size(dim) for dim in shape[1:])
-
-    def _size(self, dim: int | str | Ratio) -> int:
-        if isinstance(dim, Ratio):
-            sizes = {"height": self.request.height, "width": self.request.width}
-            return int(np.prod([sizes[name] for name in dim.of])) // dim.per
-        assert isinstance(dim, int)
-        return dim
+        return dimensions(shape, self.request.width, self.request.height)
 
     @contextmanager
     def clock(self, graph: str) -> Iterator[None]:

@@ -11,7 +11,7 @@ from mmrt.runtime import manifest, samplers
 from mmrt.runtime.arrays import Float32
 from mmrt.runtime.devices import cpu
 from mmrt.runtime.engines import Engine
-from mmrt.runtime.errors import RequestError
+from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Step
 from mmrt.runtime.request import Request
 from mmrt.runtime.stages import Run
@@ -29,6 +29,8 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
     latents = _start(stage, table, run)
 
     for name, text in stage.conditions.items():
+        if len(run.arrays[name]) != run.rows[text].max() + 1:
+            raise BundleError(f"{name} has {len(run.arrays[name])} rows for {run.rows[text].max() + 1} texts")
         run.arrays[name] = cpu.take_rows(run.arrays[name], run.rows[text])
     rows = copies * request.batch
     model_input = run.arrays["latents"] = np.empty((rows, *latents.shape[1:]), np.float32)
@@ -36,6 +38,8 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
     run.arrays["guidance"] = np.full(rows, scale, np.float32)
     calls = _bind(stage, engines, run)
     prediction = run.arrays["prediction"]
+    if prediction.shape != model_input.shape:
+        raise BundleError(f"prediction is {prediction.shape}, wanted {model_input.shape} as the latents are")
 
     history: list[Float32] = []
     for number, row in enumerate(table.rows, 1):
@@ -80,6 +84,8 @@ def _table(stage: manifest.Diffuse, run: Run) -> samplers.Table:
 def _start(stage: manifest.Diffuse, table: samplers.Table, run: Run) -> Float32:
     noise = run.draw(run.shape(stage.latents))
     if stage.start in run.arrays:
+        if run.arrays[stage.start].shape != noise.shape:
+            raise BundleError(f"{stage.start} is {run.arrays[stage.start].shape}, wanted {noise.shape} as the noise is")
         started: Float32 = np.float32(table.signal) * run.arrays[stage.start] + np.float32(table.noise) * noise
         return started
     return np.float32(table.initial) * noise

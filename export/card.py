@@ -1,0 +1,52 @@
+"""The model card of a bundle: what a person reads first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmrt.runtime.manifest import File, Input, Manifest, Size
+from mmrt.runtime.receipt import Check
+
+
+def model_card(manifest: Manifest, sizes: dict[str, File], checks: Sequence[Check], reference: str, notes: Sequence[str]) -> str:
+    """README.md: the task, the inputs, the graphs, what was measured against the source model, and the licence."""
+    source = manifest.source
+    parts = [
+        f"# {manifest.name}",
+        f"{manifest.task}, made by mmrt from a checkpoint of the family {source.family}.",
+        f'    mmrt generate {manifest.name}.mmrt "a red heart" -o heart.png\n    mmrt verify {manifest.name}.mmrt',
+        *notes,
+        "## Inputs\n\n" + "\n".join(f"- `{name}`: {_describe(value)}" for name, value in manifest.inputs.items()),
+        "## Graphs\n\n" + _graphs(manifest, sizes),
+        f"## Receipts\n\nMeasured at export against {reference}.\n\n" + _receipts(checks),
+        f"## Licence\n\n{source.licence or 'The checkpoint names none.'}",
+        "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in source.versions.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe(value: Input) -> str:
+    kind = type(value).__name__.lower()
+    if isinstance(value, Size):
+        width, height = value.default
+        return f"size, default {width}x{height}, sides multiples of {value.multiple} up to {value.max}"
+    default = getattr(value, "default", None)
+    return kind if default is None else f"{kind}, default {default!r}"
+
+
+def _graphs(manifest: Manifest, sizes: dict[str, File]) -> str:
+    rows = ["| graph | precision | engine | MB |", "|---|---|---|---|"]
+    for name, graph in manifest.graphs.items():
+        for variant in graph.variants:
+            size = sum(file.bytes for path, file in sizes.items() if path.startswith(variant.file)) / 1e6
+            rows.append(f"| {name} | {variant.precision} | {variant.engine} | {size:.1f} |")
+    return "\n".join(rows)
+
+
+def _receipts(checks: Sequence[Check]) -> str:
+    rows = ["| what | largest error | relative error | PSNR (dB) | wanted |", "|---|---|---|---|---|"]
+    for check in checks:
+        relative = "" if check.relative_error is None else f"{check.relative_error:.1e}"
+        psnr = "" if check.psnr is None else f"{check.psnr:.1f}"
+        rows.append(f"| {check.what} | {check.max_error:.1e} | {relative} | {psnr} | {check.wanted} |")
+    return "\n".join(rows)

@@ -1,0 +1,75 @@
+"""The parts of a diffusers pipeline, loaded by diffusers and transformers themselves, in fp32, and found to be whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from mmrt.export.checkpoint import Checkpoint
+from mmrt.export.quiet import quiet
+from mmrt.runtime.errors import ExportError
+
+CLASSES: dict[str, Any] = {
+    "diffusers.UNet2DConditionModel": diffusers.UNet2DConditionModel,
+    "diffusers.AutoencoderKL": diffusers.AutoencoderKL,
+    "transformers.CLIPTextModel": transformers.CLIPTextModel,
+}
+
+
+def load_model(checkpoint: Checkpoint, component: str, class_name: str) -> Any:
+    """A component with all its weights, in fp32 and eval mode.
+
+    Raises `ExportError` where weights are missing, of another shape, or not finite: the libraries would fill the gaps with
+    random numbers.
+    """
+    folder = checkpoint.path / component
+    checkpoint.json(f"{component}/config.json")
+    weights = checkpoint.weights(component)
+    options = {"torch_dtype": torch.float32} if class_name.startswith("diffusers.") else {"dtype": torch.float32}
+    try:
+        with quiet():
+            model, report = CLASSES[class_name].from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=weights.safe,
+                variant=weights.variant,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as error:  # the libraries raise of everything
+        raise ExportError(f"{folder}: {class_name} cannot be loaded from it: {_one_line(error)}") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report[problem])):
+            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise ExportError(f"{weights.files[0]}: weights are {problem.split('_')[0]}: {shown}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ExportError(f"{weights.files[0]}: {name} holds NaN or infinite numbers")
+    return model.eval().requires_grad_(False)
+
+
+def load_pipeline(checkpoint: Checkpoint, class_name: str, models: dict[str, Any]) -> Any:
+    """diffusers' pipeline object around `models`; what else it needs is read from the folder, safety checkers are left out."""
+    try:
+        with quiet():
+            pipeline = getattr(diffusers, class_name).from_pretrained(
+                checkpoint.path,
+                local_files_only=True,
+                torch_dtype=torch.float32,
+                safety_checker=None,
+                feature_extractor=None,
+                image_encoder=None,
+                requires_safety_checker=False,
+                **models,
+            )
+    except Exception as error:
+        raise ExportError(f"{checkpoint.path}: {class_name} cannot be loaded from it: {_one_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

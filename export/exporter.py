@@ -1,0 +1,167 @@
+"""`export`: a checkpoint becomes a bundle, step by step, and only one that gives what its source gives."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+import numpy as np
+
+from mmrt.export import families, writer
+from mmrt.export.card import model_card
+from mmrt.export.checkpoint import Checkpoint
+from mmrt.export.graph import write_onnx
+from mmrt.export.recipe import Golden, Graph, Recipe
+from mmrt.runtime import manifest as m
+from mmrt.runtime import pipeline
+from mmrt.runtime.bundle import MANIFEST
+from mmrt.runtime.errors import ExportError, MmrtError
+from mmrt.runtime.receipt import GOLDEN, RECEIPT, Check, Receipt, replay
+from mmrt.version import __version__
+
+T = TypeVar("T")
+_PACKAGES = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
+_DOES = {
+    "load": "reads and checks",
+    "reference": "runs the source model",
+    "graph": "makes the graph",
+    "verify": "replays the receipts",
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step begins (`seconds` is None) or has ended: `stage` is the kind of work, `name` what it is about."""
+
+    stage: Literal["load", "reference", "graph", "verify"]
+    name: str
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        ended = "..." if self.seconds is None else f": {self.seconds:.1f} s"
+        return f"{_DOES[self.stage]} {self.name}{ended}"
+
+
+def export(
+    checkpoint: str | Path, output: str | Path, precision: str = "fp32", overwrite: bool = False
+) -> Iterator[Progress]:
+    """Write the bundle `output` from the folder `checkpoint`, yielding before and after each step.
+
+    Nothing is at `output` before the last step has succeeded, and leaving the loop undoes all. Raises `ExportError`.
+    """
+    if precision != "fp32":
+        raise ExportError(f"precision is {precision!r}, supported is 'fp32'; fp16 comes with a later version of mmrt")
+    source, target = Checkpoint(checkpoint), Path(output)
+    writer.check_free(Path(os.path.abspath(target)), overwrite)
+    family = families.find(source)
+    return _export(source, family, target, overwrite)
+
+
+def _export(source: Checkpoint, family: families.Family, target: Path, overwrite: bool) -> Iterator[Progress]:
+    with writer.staging(target, overwrite) as folder:
+        draft, notes = yield from _write(source, family, target, folder)
+        gc.collect()  # torch's copy of the weights
+        checks = yield from _timed("verify", "", lambda: _replay(folder))
+        _finish(folder, draft, checks, notes)
+
+
+def _write(
+    source: Checkpoint, family: families.Family, target: Path, folder: Path
+) -> Generator[Progress, None, tuple[m.Manifest, tuple[str, ...]]]:
+    """Everything but the receipts' figures; the torch modules are let go at the end."""
+    recipe = yield from _timed("load", source.name, lambda: family.recipe(source))
+    golden = yield from _timed("reference", "", lambda: _run_source(recipe))
+    _write_golden(folder, golden)
+    for path, content in recipe.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    (folder / "graphs").mkdir()
+    graphs = {}
+    for name, graph in recipe.graphs.items():
+        graphs[name] = yield from _timed("graph", name, lambda n=name, g=graph: _write_graph(folder, n, g))  # type: ignore[misc]
+        gc.collect()
+    draft = _manifest(source, recipe, graphs, target.stem, folder)
+    (folder / MANIFEST).write_bytes(m.encode(draft))
+    return draft, recipe.notes
+
+
+def _timed(stage: str, name: str, work: Callable[[], T]) -> Generator[Progress, None, T]:
+    yield Progress(stage, name)  # type: ignore[arg-type]
+    start = time.perf_counter()
+    result = work()
+    yield Progress(stage, name, time.perf_counter() - start)  # type: ignore[arg-type]
+    return result
+
+
+def _write_graph(folder: Path, name: str, graph: Graph) -> m.Graph:
+    file = f"graphs/{name}.fp32.onnx"
+    inputs, outputs = write_onnx(name, graph, folder / file)
+    return m.Graph(inputs=inputs, outputs=outputs, variants=(m.Variant(engine="onnx", precision="fp32", file=file),))
+
+
+def _run_source(recipe: Recipe) -> Golden:
+    try:
+        return recipe.reference()
+    except (MemoryError, MmrtError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ExportError(f"the source model itself fails: {type(error).__name__}: {text}") from error
+
+
+def _write_golden(folder: Path, golden: Golden) -> None:
+    for name, array in golden.arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ExportError(f"the source model itself gives NaN or infinite numbers: {name}")
+    np.savez_compressed(folder / GOLDEN, **dict(golden.arrays))  # type: ignore[arg-type]
+    _write_receipt(folder, Receipt(source=golden.source, cases=golden.cases))
+
+
+def _write_receipt(folder: Path, receipt: Receipt) -> None:
+    (folder / RECEIPT).write_bytes(msgspec.json.format(msgspec.json.encode(receipt), indent=1) + b"\n")
+
+
+def _manifest(source: Checkpoint, recipe: Recipe, graphs: dict[str, m.Graph], name: str, folder: Path) -> m.Manifest:
+    return m.Manifest(
+        format=m.FORMAT,
+        task=recipe.task,
+        name=name,
+        source=m.Source(
+            family=recipe.family,
+            checkpoint=source.hashes("text_encoder", "unet", "vae"),
+            versions={"mmrt": __version__} | {package: importlib.metadata.version(package) for package in _PACKAGES},
+            licence=source.licence,
+        ),
+        inputs=dict(recipe.inputs),
+        outputs=dict(recipe.outputs),
+        graphs=graphs,
+        program=recipe.program,
+        files=writer.list_files(folder),
+    )
+
+
+def _replay(folder: Path) -> tuple[Check, ...]:
+    """The receipts, as this machine's engine gives them. Raises `ExportError` with the first that fails."""
+    checks = tuple(replay(pipeline.load(folder, device="cpu")))
+    for check in checks:
+        if not check.passed:
+            figures = {"relative error": check.relative_error, "PSNR": check.psnr, "largest error": check.max_error}
+            found = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
+            raise ExportError(f"the bundle does not give what the source model gives: {check.what}: {found}, wanted {check.wanted}")
+    return checks
+
+
+def _finish(folder: Path, draft: m.Manifest, checks: tuple[Check, ...], notes: tuple[str, ...]) -> None:
+    receipt = msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt)
+    _write_receipt(folder, msgspec.structs.replace(receipt, checks=checks))
+    card = model_card(draft, draft.files, checks, receipt.source, notes)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    new = {name: writer.file_entry(folder / name) for name in (RECEIPT, "README.md")}
+    (folder / MANIFEST).write_bytes(m.encode(msgspec.structs.replace(draft, files=draft.files | new)))

@@ -1,0 +1,111 @@
+"""A torch module becomes an ONNX file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrt.export.quiet import quiet
+from mmrt.export.recipe import Graph
+from mmrt.runtime import manifest
+from mmrt.runtime.errors import ExportError
+
+OPSET = 23
+EMBEDDED = 64 << 20  # bytes of weights up to which they are in the ONNX file itself; more lie beside it in NAME.onnx.data
+_DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
+
+
+def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the graph to `path`; the `manifest.Array`s of its inputs and outputs.
+
+    Weights of more than `embedded` bytes go beside it. Raises `ExportError` naming the graph, and what torch cannot
+    express or what did not come out as the recipe says.
+    """
+    graph.module.eval().requires_grad_(False)
+    try:
+        with quiet():
+            program = _to_onnx(graph)
+            model = program.model
+    except OSError:
+        raise
+    except Exception as error:  # torch raises of everything
+        raise ExportError(f"{name}: torch cannot export this graph: {_first_line(error)}") from error
+    _name_dimensions(model, graph.free)
+    inputs = {value.name: _array(name, value, graph.free) for value in model.graph.inputs}
+    outputs = {value.name: _array(name, value, graph.free) for value in model.graph.outputs}
+    _compare_inputs(name, graph.inputs, inputs)
+    if tuple(outputs) != graph.outputs:
+        raise ExportError(f"{name}: outputs came out as {', '.join(outputs)}, wanted {', '.join(graph.outputs)}")
+    size = sum(tensor.const_value.nbytes for tensor in model.graph.initializers.values())
+    with quiet():
+        program.save(str(path), external_data=size > embedded)
+    return inputs, outputs
+
+
+def _to_onnx(graph: Graph) -> Any:
+    free = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis in graph.free.get(name, {})} or None for name in graph.inputs
+    }
+    with torch.no_grad():
+        program = torch.export.export(graph.module, (), dict(graph.inputs), dynamic_shapes=free, strict=False)
+    return torch.onnx.export(
+        program,
+        (),
+        kwargs=dict(graph.inputs),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        verbose=False,
+    )
+
+
+def _name_dimensions(model: Any, free: Mapping[str, Mapping[int, str]]) -> None:
+    """Give torch's symbols (s48) the recipe's names everywhere, and the borders exactly those."""
+    names = {
+        str(value.shape[axis].value): name
+        for value in model.graph.inputs
+        for axis, name in free.get(value.name, {}).items()
+        if not isinstance(value.shape[axis], int)
+    }
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    for value in values:
+        for axis, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int) and dim.value is not None:
+                value.shape[axis] = re.sub(r"\w+", lambda match: names.get(match[0], match[0]), str(dim.value))
+    for value in model.graph.outputs:
+        for axis, name in free.get(value.name, {}).items():
+            if not isinstance(value.shape[axis], int):
+                value.shape[axis] = name
+
+
+def _array(graph: str, value: Any, free: Mapping[str, Mapping[int, str]]) -> manifest.Array:
+    names = free.get(value.name, {})
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int) and axis in names:
+            raise ExportError(f"{graph}: dimension {axis} of {value.name!r} was fixed to {dim}, wanted free {names[axis]!r}")
+        if not isinstance(dim, int) and axis not in names:
+            raise ExportError(f"{graph}: dimension {axis} of {value.name!r} is free ({dim}), the recipe names it not")
+    dtype = _DTYPES.get(value.dtype.name)
+    if dtype is None:
+        raise ExportError(f"{graph}: {value.name!r} is {value.dtype.name}, supported are {', '.join(_DTYPES)}")
+    shape = tuple(names.get(axis, dim) for axis, dim in enumerate(value.shape))
+    return manifest.Array(dtype=dtype, shape=shape)  # type: ignore[arg-type]
+
+
+def _compare_inputs(graph: str, wanted: Mapping[str, torch.Tensor], found: Mapping[str, manifest.Array]) -> None:
+    if list(found) != list(wanted):
+        raise ExportError(f"{graph}: inputs came out as {', '.join(found)}, wanted {', '.join(wanted)}")
+    for name, tensor in wanted.items():
+        if str(tensor.dtype) != f"torch.{found[name].dtype}":
+            raise ExportError(f"{graph}: input {name!r} came out as {found[name].dtype}, wanted {tensor.dtype}")
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else 'no message'}"

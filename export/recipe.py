@@ -1,0 +1,57 @@
+"""A recipe: how a model becomes a bundle. A family makes one from a checkpoint; users may make their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from mmrt.runtime import manifest
+from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.receipt import Case
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A torch module and how it is called.
+
+    `inputs` are example inputs; their names are those of `module.forward`'s parameters and of the ONNX inputs. `outputs`
+    names what `forward` returns, one tensor or a tuple. `free` names the free dimensions of inputs and outputs:
+    {"latents": {0: "batch", 2: "latent_height", 3: "latent_width"}}; an example's free dimension should not be 1.
+    """
+
+    module: torch.nn.Module
+    inputs: Mapping[str, torch.Tensor]
+    outputs: tuple[str, ...]
+    free: Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What the source model computes. `arrays` are named as `mmrt.runtime.receipt` says; `source` names the model's code."""
+
+    source: str
+    arrays: Mapping[str, AnyArray]
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a bundle is made of.
+
+    `inputs`, `outputs` and `program` are the manifest's; `graphs` are exported one after the other. `files` are further
+    files by their paths in the bundle, such as tokenizers. `reference` runs the source model itself on seeded inputs.
+    `notes` are paragraphs for the model card.
+    """
+
+    task: str
+    family: str
+    name: str
+    inputs: Mapping[str, manifest.Input]
+    outputs: Mapping[str, manifest.Output]
+    graphs: Mapping[str, Graph]
+    program: tuple[manifest.Stage, ...]
+    reference: Callable[[], Golden]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
