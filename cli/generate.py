@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -60,9 +61,9 @@ def generate(
 def _check_output(output: Path) -> None:
     if output.suffix.lower() != ".png":
         raise RequestError(f"{output}: pictures are written as PNG; give a name that ends in .png")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):  # unlike Path's, never an error
         raise RequestError(f"{output.parent}: no such folder")
-    if output.is_dir():
+    if os.path.isdir(output):
         raise RequestError(f"{output}: a folder, wanted the name of a file")
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: click.echo(f"mmrt: {one_line(str(message))}", err=True)
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # which is an error of ours
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="mmrt", standalone_mode=False)
     except MmrtError as error:
         click.echo(f"mmrt: {error}", err=True)
         sys.exit(1)

@@ -8,7 +8,9 @@ from mmrt.runtime.manifest import File, Input, Manifest, Size
 from mmrt.runtime.receipt import Check
 
 
-def model_card(manifest: Manifest, sizes: dict[str, File], checks: Sequence[Check], reference: str, notes: Sequence[str]) -> str:
+def model_card(
+    manifest: Manifest, sizes: dict[str, File], checks: Sequence[Check], reference: str, notes: Sequence[str]
+) -> str:
     """README.md: the task, the inputs, the graphs, what was measured against the source model, and the licence."""
     source = manifest.source
     parts = [

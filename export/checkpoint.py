@@ -33,7 +33,7 @@ class Weights:
 
 
 class Checkpoint:
-    """An opened checkpoint: its `path`, its `kind` ("diffusers" or "transformers") and its `index`, that file's content."""
+    """An opened checkpoint: `path`, `kind` ("diffusers" or "transformers"), and `index`, the file that says so."""
 
     def __init__(self, path: str | Path) -> None:
         """Raises `ExportError` where the folder is no checkpoint."""
@@ -128,7 +128,9 @@ class Checkpoint:
         text = path.read_bytes()[:65536].decode("utf-8", "replace")
         front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         for key in ("license_name", "license") if front else ():
-            if found := re.search(rf"^{key}:[ \t]*['\"]?([A-Za-z0-9 .+_-]{{1,100}})", front[1] if front else "", re.MULTILINE):
+            if found := re.search(
+                rf"^{key}:[ \t]*['\"]?([A-Za-z0-9 .+_-]{{1,100}})", front[1] if front else "", re.MULTILINE
+            ):
                 return found[1].strip()
         return None
 

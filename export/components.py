@@ -1,4 +1,4 @@
-"""The parts of a diffusers pipeline, loaded by diffusers and transformers themselves, in fp32, and found to be whole."""
+"""The parts of a diffusers pipeline, loaded by diffusers and transformers themselves in fp32, and found whole."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CLASSES: dict[str, Any] = {
 def load_model(checkpoint: Checkpoint, component: str, class_name: str) -> Any:
     """A component with all its weights, in fp32 and eval mode.
 
-    Raises `ExportError` where weights are missing, of another shape, or not finite: the libraries would fill the gaps with
-    random numbers.
+    Raises `ExportError` where weights are missing, of another shape, or not finite: the libraries would fill the gaps
+    with random numbers.
     """
     folder = checkpoint.path / component
     checkpoint.json(f"{component}/config.json")
@@ -52,7 +52,7 @@ def load_model(checkpoint: Checkpoint, component: str, class_name: str) -> Any:
 
 
 def load_pipeline(checkpoint: Checkpoint, class_name: str, models: dict[str, Any]) -> Any:
-    """diffusers' pipeline object around `models`; what else it needs is read from the folder, safety checkers are left out."""
+    """diffusers' pipeline object around `models`; what else it needs is read from the folder, but no safety checker."""
     try:
         with quiet():
             pipeline = getattr(diffusers, class_name).from_pretrained(

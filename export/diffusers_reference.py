@@ -21,7 +21,8 @@ CASES: dict[str, dict[str, Any]] = {  # requests, in the manifest's words
     "guided": {"prompt": _PROMPTS, "steps": 4, "guidance": 7.5, "seed": 1},
     "unguided": {"prompt": _PROMPTS[:1], "steps": 2, "guidance": 1.0, "seed": 2},
     "negative": {
-        "prompt": _PROMPTS[1:], "negative_prompt": ["blurry"], "steps": 3, "guidance": 5.0, "guidance_rescale": 0.7, "seed": 3,
+        "prompt": _PROMPTS[1:], "negative_prompt": ["blurry"],
+        "steps": 3, "guidance": 5.0, "guidance_rescale": 0.7, "seed": 3,
     },
     "image": {"prompt": _PROMPTS[:1], "steps": 5, "strength": 0.6, "guidance": 4.0, "seed": 4},
 }  # fmt: skip

@@ -15,8 +15,17 @@ from mmrt.runtime import manifest
 from mmrt.runtime.errors import ExportError
 
 OPSET = 23
-EMBEDDED = 64 << 20  # bytes of weights up to which they are in the ONNX file itself; more lie beside it in NAME.onnx.data
-_DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64", "INT32": "int32", "UINT8": "uint8", "BOOL": "bool"}
+EMBEDDED = (
+    64 << 20
+)  # bytes of weights up to which they are in the ONNX file itself; more lie beside it in NAME.onnx.data
+_DTYPES = {
+    "FLOAT": "float32",
+    "FLOAT16": "float16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,6 +43,7 @@ def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) ->
         raise
     except Exception as error:  # torch raises of everything
         raise ExportError(f"{name}: torch cannot export this graph: {_first_line(error)}") from error
+    _forget_traces(model)
     _name_dimensions(model, graph.free)
     inputs = {value.name: _array(name, value, graph.free) for value in model.graph.inputs}
     outputs = {value.name: _array(name, value, graph.free) for value in model.graph.outputs}
@@ -47,9 +57,7 @@ def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) ->
 
 
 def _to_onnx(graph: Graph) -> Any:
-    free = {
-        name: {axis: torch.export.Dim.DYNAMIC for axis in graph.free.get(name, {})} or None for name in graph.inputs
-    }
+    free = {name: dict.fromkeys(graph.free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in graph.inputs}
     with torch.no_grad():
         program = torch.export.export(graph.module, (), dict(graph.inputs), dynamic_shapes=free, strict=False)
     return torch.onnx.export(
@@ -62,6 +70,19 @@ def _to_onnx(graph: Graph) -> Any:
         output_names=list(graph.outputs),
         verbose=False,
     )
+
+
+def _forget_traces(model: Any) -> None:
+    """Drop what torch notes of each node: stack traces with this machine's paths, larger than small models."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _name_dimensions(model: Any, free: Mapping[str, Mapping[int, str]]) -> None:
@@ -87,7 +108,9 @@ def _array(graph: str, value: Any, free: Mapping[str, Mapping[int, str]]) -> man
     names = free.get(value.name, {})
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int) and axis in names:
-            raise ExportError(f"{graph}: dimension {axis} of {value.name!r} was fixed to {dim}, wanted free {names[axis]!r}")
+            raise ExportError(
+                f"{graph}: dimension {axis} of {value.name!r} was fixed to {dim}, wanted free {names[axis]!r}"
+            )
         if not isinstance(dim, int) and axis not in names:
             raise ExportError(f"{graph}: dimension {axis} of {value.name!r} is free ({dim}), the recipe names it not")
     dtype = _DTYPES.get(value.dtype.name)

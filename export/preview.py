@@ -15,11 +15,11 @@ _RIDGE = 1e-3  # of the latents' variance: keeps channels that never move from g
 def fit_preview(encode: Callable[[Any], Any], decode: Callable[[Any], Any], factor: int, seed: int = 0) -> Matrix:
     """The least-squares matrix (channels + 1, 3) from latents to RGB in [-1, 1], its last row the constant.
 
-    encode: float32 pictures (batch, 3, height, width) in [-1, 1] to latents; decode: back. `factor` is the number of pixels
-    a side of a latent.
+    encode: float32 pictures (batch, 3, height, width) in [-1, 1] to latents; decode: back. `factor` is how many
+    pixels wide a latent is.
     """
     with torch.no_grad():
-        latents = encode(synthetic_pictures(16 * factor, seed))
+        latents = encode(synthetic_pictures(12 * factor, seed))
         pixels = F.avg_pool2d(decode(latents).clamp(-1, 1), factor)
     x = latents.movedim(1, -1).flatten(0, 2).double()
     y = pixels.movedim(1, -1).flatten(0, 2).double()

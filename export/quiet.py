@@ -1,4 +1,4 @@
-"""Silence: torch, diffusers and transformers warn, log and draw bars about things that an exporting user cannot act on."""
+"""Silence: torch, diffusers and transformers warn, log and draw bars about what an exporting user cannot change."""
 
 from __future__ import annotations
 

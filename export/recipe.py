@@ -16,8 +16,8 @@ from mmrt.runtime.receipt import Case
 class Graph:
     """A torch module and how it is called.
 
-    `inputs` are example inputs; their names are those of `module.forward`'s parameters and of the ONNX inputs. `outputs`
-    names what `forward` returns, one tensor or a tuple. `free` names the free dimensions of inputs and outputs:
+    `inputs` are example inputs; their names are those of `module.forward`'s parameters and of the ONNX inputs.
+    `outputs` names what `forward` returns, one tensor or a tuple. `free` names free dimensions of inputs and outputs:
     {"latents": {0: "batch", 2: "latent_height", 3: "latent_width"}}; an example's free dimension should not be 1.
     """
 
@@ -29,7 +29,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Golden:
-    """What the source model computes. `arrays` are named as `mmrt.runtime.receipt` says; `source` names the model's code."""
+    """What the source model computes. `arrays` are named as `mmrt.runtime.receipt` says; `source` names its code."""
 
     source: str
     arrays: Mapping[str, AnyArray]

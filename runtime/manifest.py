@@ -272,7 +272,8 @@ def legal_path(path: str) -> bool:
         bool(re.fullmatch(r"[A-Za-z0-9._/-]{1,200}", path))
         and not path.startswith("/")
         and str(PurePosixPath(path)) == path
-        and all(part not in (".", "..") for part in parts)
+        and bool(parts)
+        and ".." not in parts
     )
 
 

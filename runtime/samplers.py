@@ -233,8 +233,9 @@ def _spaced(schedule: Schedule, sampler: Sampler, steps: int, fences: int = 0) -
         spaced = np.arange(points, dtype=np.float64)[::-1] * (count // points) + sampler.steps_offset
     else:
         spaced = np.linspace(0, count - 1, points, dtype=np.float64)[::-1]
-    if spaced[0] > count - 1:
-        raise RequestError(f"steps is {steps}, too many with steps_offset {sampler.steps_offset} on {count} timesteps")
+    if spaced[0] > count - 1 or (sampler.spacing == "leading" and points > count):
+        how = f"{sampler.spacing} spacing with steps_offset {sampler.steps_offset}"
+        raise RequestError(f"steps is {steps}, too many for {how} on {count} timesteps")
     return spaced[:steps]
 
 

@@ -20,7 +20,7 @@ def sd1_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sd2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like SD 2.1: v_prediction, DDIM, heads for each block, linear projections, upcast attention, gelu."""
+    """Like SD 2.1: v_prediction, DDIM, heads per block, linear projections, upcast attention, gelu; VAE factor 4."""
     return save_checkpoint(tmp_path_factory.mktemp("sd2") / "tiny-sd2", **SD2)
 
 
@@ -76,6 +76,7 @@ SD2: dict[str, Any] = {
         "upcast_attention": True,
     },
     "text": {"hidden_size": 24, "hidden_act": "gelu"},
+    "vae_levels": 3,
     "scheduler": (
         "DDIMScheduler",
         {
@@ -90,8 +91,6 @@ SD2: dict[str, Any] = {
     ),
 }
 
-_FACTOR_BLOCKS = (8, 8, 8, 8)  # four levels: the usual factor of 8
-
 
 def save_checkpoint(
     folder: Path,
@@ -99,9 +98,13 @@ def save_checkpoint(
     text: dict[str, Any],
     scheduler: tuple[str, dict[str, Any]],
     vae: dict[str, Any] | None = None,
+    vae_levels: int = 4,
     seed: int = 0,
 ) -> Path:
-    """Write a StableDiffusionPipeline with random weights; the dictionaries add to the usual configs."""
+    """Write a StableDiffusionPipeline with random weights; the dictionaries add to the usual configs.
+
+    A VAE of 4 levels has the usual factor of 8 pixels a latent.
+    """
     pytest.importorskip("diffusers")
     import diffusers
     import torch
@@ -122,9 +125,9 @@ def save_checkpoint(
     )
     vae_model = diffusers.AutoencoderKL(
         **{
-            "block_out_channels": _FACTOR_BLOCKS,
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (8,) * vae_levels,
+            "down_block_types": ("DownEncoderBlock2D",) * vae_levels,
+            "up_block_types": ("UpDecoderBlock2D",) * vae_levels,
             "latent_channels": 4,
             "norm_num_groups": 4,
             "sample_size": 64,

@@ -34,7 +34,7 @@ _MODELS = {
 }
 _TOKENIZERS = ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast")
 _LARGEST = 4096  # pixels a side
-_REFERENCE_SIDE = 256  # golden pictures are no larger
+_REFERENCE_SIDE = 192  # golden pictures are no wider
 _UNSUPPORTED = {  # fields of the UNet that other pipelines feed, and the value that means "no"
     "class_embed_type": None,
     "num_class_embeds": None,
@@ -87,7 +87,9 @@ def _check_configs(checkpoint: Checkpoint, configs: Mapping[str, Mapping[str, An
             raise ExportError(f"{where}: {field} is {found}, supported is {latent}, the VAE's latent_channels{hint}")
     for field, wanted in _UNSUPPORTED.items():
         if unet.get(field, wanted) != wanted:
-            raise ExportError(f"{where}: {field} is {unet[field]!r}, supported is {wanted!r}: no Stable Diffusion 1 or 2")
+            raise ExportError(
+                f"{where}: {field} is {unet[field]!r}, supported is {wanted!r}: no Stable Diffusion 1 or 2"
+            )
     width = text.get("hidden_size", 512)
     given = unet.get("cross_attention_dim", 1280)
     if any(each != width for each in (given if isinstance(given, list) else [given])):
@@ -110,7 +112,9 @@ def _check_fit(checkpoint: Checkpoint, pipeline: Any) -> None:
         )
     for field in ("in_channels", "out_channels"):
         if pipeline.vae.config[field] != 3:
-            raise ExportError(f"{checkpoint.path / 'vae/config.json'}: {field} is {pipeline.vae.config[field]}, wanted 3")
+            raise ExportError(
+                f"{checkpoint.path / 'vae/config.json'}: {field} is {pipeline.vae.config[field]}, wanted 3"
+            )
 
 
 # ---------------------------------------------------------------- the graphs
@@ -127,25 +131,34 @@ class TextEncoder(torch.nn.Module):  # type: ignore[misc]
         return self.model(prompt_ids)[0]
 
 
+def _for_any_size(unet: Any) -> Any:
+    """The same UNet, but upsampling always takes the size that is wanted: no side is a multiple of 2^31."""
+    twin = copy.copy(unet)  # shares all weights
+    twin.num_upsamplers = 31
+    return twin
+
+
 class Denoiser(torch.nn.Module):  # type: ignore[misc]
     """latents (batch, channels, h, w), timestep (batch,), context (batch, length, width) -> prediction like latents."""
 
-    _MANY = 31  # with that many levels no side is a multiple of theirs, so that upsampling always takes the size it needs
+    _MANY = (
+        31  # with that many levels no side is a multiple of theirs, so that upsampling always takes the size it needs
+    )
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.unet = copy.copy(unet)  # shares all weights
-        self.unet.num_upsamplers = self._MANY
+        self.unet = _for_any_size(unet)
 
     def forward(self, latents: Any, timestep: Any, context: Any) -> Any:
         return self.unet(latents, timestep, context, return_dict=False)[0]
 
 
-class GuidedDenoiser(Denoiser):
+class GuidedDenoiser(torch.nn.Module):  # type: ignore[misc]
     """A `Denoiser` that takes guidance (batch,) too, for models that guidance was distilled into."""
 
     def __init__(self, unet: Any) -> None:
-        super().__init__(unet)
+        super().__init__()
+        self.unet = _for_any_size(unet)
         self.width = unet.config.time_cond_proj_dim
         half = self.width // 2
         frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))

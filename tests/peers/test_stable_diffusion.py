@@ -16,7 +16,7 @@ from mmrt.runtime.receipt import compare
 
 EMOJI = Path(__file__).parents[2] / "examples" / "emoji" / "checkpoint"
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
@@ -25,9 +25,12 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
+    "lcm": ("LCMScheduler", {"clip_sample": False}),
 }
 PROMPTS = ["a red heart", "the green tree 红心"]
+
+
+torch.set_num_threads(1)  # the models are tiny, and threads that wait for each other cost most of the time
 
 
 class Source:
@@ -39,7 +42,7 @@ class Source:
         )
         self.text2image.set_progress_bar_config(disable=True)
         self.config = self.text2image.scheduler.config
-        self.pipeline = mmrt.load(bundle)
+        self.pipeline = mmrt.load(bundle, threads=1)
 
     def diffusers(self, sampler: str, steps: int, guidance: float, seeds: list[int], **inputs: Any) -> dict[str, Any]:
         """Latents and pixels, as the runtime names them, from one run of diffusers each."""
@@ -47,15 +50,21 @@ class Source:
         kind = diffusers.StableDiffusionImg2ImgPipeline if "image" in inputs else diffusers.StableDiffusionPipeline
         pipe = kind(**self.text2image.components, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
-        arrays = {}
-        for array, output in (("latents", "latent"), ("pixels", "np")):
-            pipe.scheduler = getattr(diffusers, name).from_config(self.config, **overrides)
-            generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-            found = pipe(
-                num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type=output, **inputs
-            ).images
-            arrays[array] = found.numpy() if output == "latent" else (found * 255).round().astype(np.uint8)
-        return arrays
+        pipe.scheduler = getattr(diffusers, name).from_config(self.config, **overrides)
+        latents: list[Any] = []
+
+        def keep(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            latents[:] = [values["latents"].numpy()]
+            return {}
+
+        pictures = pipe(
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback_on_step_end=keep,
+            **inputs,
+        ).images
+        return {"latents": latents[0], "pixels": np.stack([np.asarray(picture) for picture in pictures])}
 
     def same(self, sampler: str, steps: int, guidance: float, source: dict[str, Any], ours: dict[str, Any]) -> None:
         """Assert that both give the same latents and pixels at seeds 7 and 8."""

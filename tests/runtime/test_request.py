@@ -49,15 +49,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown sampler": ({"sampler": "magic"}, "sampler is 'magic', wanted one of ddim, ddpm"),
     "sampler that is a list": ({"sampler": ["ddim"]}, "sampler is .'ddim'., wanted one of ddim"),
     "sampler that is an array": ({"sampler": np.array(["a", "b"])}, "sampler is .* wanted one of ddim"),
-    "LCM in more steps than it was distilled on": (
-        {"sampler": "lcm", "steps": 51},
-        "steps is 51|51 steps|wanted .* 50",
-    ),
+    "LCM in more steps than it was distilled on": ({"sampler": "lcm", "steps": 51}, "steps is 51, wanted"),
     "size of text": ({"size": "big"}, "size is 'big', wanted WIDTHxHEIGHT"),
     "size of one number": ({"size": 64}, "size is 64, wanted WIDTHxHEIGHT or a pair"),
     "size of three": ({"size": (8, 8, 8)}, "size is .8, 8, 8., wanted WIDTHxHEIGHT or a pair"),
     "size of fractions": ({"size": (8.0, 8.0)}, "size is .*, wanted WIDTHxHEIGHT or a pair"),
-    "size that is not a multiple": ({"size": (36, 24)}, "size is 36x24, wanted sides that are multiples of 8 up to 4096"),
+    "size that is not a multiple": (
+        {"size": (36, 24)},
+        "size is 36x24, wanted sides that are multiples of 8 up to 4096",
+    ),
     "size of nothing": ({"size": "0x0"}, "size is 0x0, wanted sides that are multiples of 8"),
     "negative size": ({"size": (-8, 8)}, "size is -8x8, wanted sides"),
     "size over the bundle's": ({"size": "8192x8"}, "size is 8192x8, wanted sides that are multiples of 8 up to 4096"),
@@ -90,12 +90,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "image has 2 values, wanted 1 or 3",
     ),
     "strength over one": ({"strength": 1.5, "image": PICTURE}, "strength is 1.5, wanted a number from 0 to 1"),
-    "strength that leaves no step": ({"strength": 0.1, "image": PICTURE, "steps": 4}, "strength 0.1 of 4 steps leaves no"),
-}  # fmt: skip
+    "strength that leaves no step": (
+        {"strength": 0.1, "image": PICTURE, "steps": 4},
+        "strength 0.1 of 4 steps leaves no",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_request_is_refused_in_one_line_that_names_it(name: str, pipeline: Pipeline) -> None:
+def test_bad_request_is_refused_in_one_line_that_names_it(
+    name: str, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "_memory", lambda: 24 << 30)
     inputs, says = BAD[name]
     with pytest.raises(mmrt.RequestError, match=says) as caught:
         pipeline.generate(**{"prompt": HEART} | inputs)
@@ -124,6 +130,7 @@ def test_truncated_picture_is_refused(pipeline: Pipeline, tmp_path: Path) -> Non
         pipeline.generate(HEART, image=path)
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 @pytest.mark.parametrize("times", [1.5, 3])
 def test_decompression_bomb_is_refused(times: float, pipeline: Pipeline, tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
@@ -252,7 +259,7 @@ def test_any_request_is_resolved_or_refused_in_one_line(inputs: dict[str, Any]) 
     try:
         resolved = request.resolve(MANIFEST, {"prompt": HEART} | inputs)
     except mmrt.RequestError as error:
-        assert str(error).isprintable()
+        assert str(error).isprintable()  # noqa: PT017
         return
     assert len(resolved.seeds) == resolved.batch == len(resolved.values["prompt"])
     assert resolved.width % 8 == resolved.height % 8 == 0

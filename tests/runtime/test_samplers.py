@@ -173,11 +173,16 @@ def test_every_row_of_trailing_spacing_is_a_training_timestep() -> None:
         (Sampler(kind="ddim"), 1001, 0, "steps is 1001, wanted 1 to 1000"),
         (Sampler(kind="ddim"), 10, 10, "start is 10, wanted 0 to 9"),
         (Sampler(kind="ddim"), 10, -1, "start is -1"),
-        (Sampler(kind="ddim", steps_offset=1), 1000, 0, "steps is 1000, too many with steps_offset 1"),
+        (
+            Sampler(kind="ddim", steps_offset=1),
+            1000,
+            0,
+            "steps is 1000, too many for leading spacing with steps_offset 1",
+        ),
         (Sampler(kind="lcm"), 51, 0, "steps is 51, wanted 1 to 50"),
         (Sampler(kind="lcm", original_steps=2000), 4, 0, "original_steps is 2000"),
         (Sampler(kind="ddim", zero_snr=True, spacing="trailing"), 10, 0, "at zero terminal SNR"),
-        (Sampler(kind="dpmpp_2m"), 1000, 0, "has no finite numbers for 1000 steps of leading spacing"),
+        (Sampler(kind="dpmpp_2m"), 1000, 0, "steps is 1000, too many for leading spacing"),
     ],
 )
 def test_a_request_that_cannot_be_done_is_refused(sampler: Sampler, steps: int, start: int, message: str) -> None:

@@ -1,0 +1,209 @@
+"""From a checkpoint to a bundle, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+
+import diffusers
+import torch
+from conftest import SD1, save_checkpoint
+
+import mmrt
+from mmrt.export import exporter
+from mmrt.export.exporter import Progress, export
+from mmrt.export.families.stable_diffusion import GuidedDenoiser
+from mmrt.runtime import manifest as m
+from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.receipt import read_receipt
+
+
+@pytest.fixture(params=["sd1", "sd2"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    """Both bundles, opened."""
+    return Bundle(request.getfixturevalue(f"{request.param}_bundle"))
+
+
+def test_the_manifest_says_what_the_checkpoint_is(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    second = manifest.name == "sd2"
+    assert manifest.task == "text-to-image"
+    assert manifest.inputs["size"] == m.Size(
+        default=(48, 48) if second else (64, 64), multiple=4 if second else 8, max=4096
+    )
+    assert list(manifest.graphs) == ["text_encoder", "image_encoder", "denoiser", "decoder"]
+    diffuse = manifest.program[2]
+    assert isinstance(diffuse, m.Diffuse)
+    assert diffuse.schedule.prediction == ("v_prediction" if second else "epsilon")
+    sampler = manifest.inputs["sampler"]
+    assert isinstance(sampler, m.Choice)
+    assert sampler.default == ("ddim" if second else "pndm")
+    assert {"ddim", "pndm", "euler", "dpmpp_2m"} <= set(sampler.choices)
+    assert manifest.source.versions.keys() >= {"torch", "diffusers", "mmrt"}
+    assert len(manifest.source.checkpoint) == 3
+
+
+def test_free_dimensions_are_named(bundle: Bundle) -> None:
+    width = 24 if bundle.manifest.name == "sd2" else 16
+    graph = bundle.manifest.graphs["denoiser"]
+    latents = m.Array(dtype="float32", shape=("batch", 4, "latent_height", "latent_width"))
+    assert graph.inputs == {
+        "latents": latents,
+        "timestep": m.Array(dtype="float32", shape=("batch",)),
+        "context": m.Array(dtype="float32", shape=("batch", 16, width)),
+    }
+    assert graph.outputs == {"prediction": latents}
+    assert bundle.manifest.graphs["decoder"].outputs == {
+        "pixels": m.Array(dtype="uint8", shape=("batch", "height", "width", 3))
+    }
+
+
+def test_the_receipt_holds_what_was_measured(bundle: Bundle) -> None:
+    receipt = read_receipt(bundle)
+    assert receipt.source.startswith("diffusers ")
+    assert {case.name for case in receipt.cases} == {"guided", "unguided", "negative", "image"}
+    assert len(receipt.checks) > 15
+    assert all(check.passed for check in receipt.checks)
+    card = (bundle.path / "README.md").read_text(encoding="utf-8")
+    assert all(check.what in card for check in receipt.checks)
+    with np.load(bundle.path / "golden.npz", allow_pickle=False) as golden:
+        assert golden["run/guided/out/pixels"].dtype == np.uint8
+        assert golden["run/image/in/image"].shape == golden["run/image/out/pixels"].shape
+
+
+def test_it_makes_the_pictures_of_diffusers(sd1_bundle: Path, sd1_checkpoint: Path) -> None:
+    """At a size that no golden case has, and whose latents are odd."""
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sd1_checkpoint, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    (wanted,) = pipeline(
+        "a green tree", width=40, height=56, num_inference_steps=4, generator=torch.Generator().manual_seed(11)
+    ).images
+    found = mmrt.load(sd1_bundle).generate("a green tree", size="40x56", steps=4, seed=11).image
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(wanted))
+    assert difference.max() <= 1
+
+
+@pytest.fixture
+def quick(sd1_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export without torch's slow part: graphs are taken from the bundle that there is."""
+
+    def copy(folder: Path, name: str, graph: object) -> m.Graph:
+        found = Bundle(sd1_bundle).manifest.graphs[name]
+        shutil.copy(sd1_bundle / found.variants[0].file, folder / "graphs")
+        return found
+
+    monkeypatch.setattr(exporter, "_write_graph", copy)
+
+
+@pytest.mark.usefixtures("quick")
+def test_progress_says_each_step_twice(sd1_checkpoint: Path, tmp_path: Path) -> None:
+    events = list(export(sd1_checkpoint, tmp_path / "x.mmrt"))
+    assert [event.stage for event in events[::2]] == ["load", "reference", *["graph"] * 4, "verify"]
+    for begin, end in zip(events[::2], events[1::2], strict=True):
+        assert (begin.stage, begin.name, begin.seconds) == (end.stage, end.name, None)
+        assert end.seconds is not None
+    assert str(Progress("graph", "decoder", 1.25)) == "makes the graph decoder: 1.2 s"
+    Bundle(tmp_path / "x.mmrt")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_bundle_that_fails_its_receipts_is_not_written(
+    tmp_path: Path,
+) -> None:
+    """Here the graphs are right, but of other weights than the checkpoint's."""
+    folder = save_checkpoint(tmp_path / "other", **SD1, seed=5)
+    output = tmp_path / "out"
+    output.mkdir()
+    with pytest.raises(mmrt.ExportError, match=r"does not give what the source model gives: text_encoder 0: context"):
+        list(export(folder, output / "x.mmrt"))
+    assert list(output.iterdir()) == []
+
+
+def test_leaving_the_loop_undoes_all(sd1_checkpoint: Path, tmp_path: Path) -> None:
+    with contextlib.closing(export(sd1_checkpoint, tmp_path / "x.mmrt")) as steps:  # type: ignore[type-var]
+        next(steps)
+        assert list(tmp_path.iterdir()) != []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_precisions_are_for_later(sd1_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(mmrt.ExportError, match="fp16"):
+        export(sd1_checkpoint, tmp_path / "x.mmrt", precision="fp16")
+
+
+def test_an_existing_target_is_refused_at_once(sd1_checkpoint: Path, sd1_bundle: Path) -> None:
+    with pytest.raises(mmrt.ExportError, match="already exists"):
+        export(sd1_checkpoint, sd1_bundle)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_no_bundle(sd1_checkpoint: Path, tmp_path: Path, number: signal.Signals) -> None:
+    program = (
+        "import sys; from mmrt.export.exporter import export\n"
+        "for step in export(sys.argv[1], sys.argv[2]): print(step.stage, flush=True)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(sd1_checkpoint), str(tmp_path / "x.mmrt")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.strip() == "graph":
+            break
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert os.listdir(tmp_path) == []
+
+
+LCM: dict[str, Any] = {
+    **SD1,
+    "unet": {**SD1["unet"], "time_cond_proj_dim": 9},
+    "scheduler": (
+        "LCMScheduler",
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def lcm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A latent consistency model with guidance distilled into it."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("lcm") / "tiny-lcm", **LCM)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "LatentConsistencyModelPipeline"}))
+    return folder
+
+
+def test_embedded_guidance_is_diffusers(lcm_checkpoint: Path) -> None:
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(lcm_checkpoint, safety_checker=None)
+    scales = torch.tensor([1.0, 4.5, 8.5])
+    latents, context = torch.randn(3, 4, 6, 6), torch.randn(3, 16, 16)
+    condition = pipeline.get_guidance_scale_embedding(scales - 1, embedding_dim=9)
+    wanted = pipeline.unet(latents, 5, context, timestep_cond=condition, return_dict=False)[0]
+    found = GuidedDenoiser(pipeline.unet)(latents, torch.full((3,), 5.0), context, scales)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.slow
+def test_a_latent_consistency_model_exports(lcm_checkpoint: Path, tmp_path: Path) -> None:
+    for _ in export(lcm_checkpoint, tmp_path / "lcm.mmrt"):
+        pass
+    pipeline = mmrt.load(tmp_path / "lcm.mmrt")
+    assert "negative_prompt" not in pipeline.manifest.inputs
+    assert pipeline.manifest.inputs["steps"] == m.Int(default=4, min=1, max=1000)
+    assert pipeline.generate("a red heart", seed=1).image.size == (64, 64)
