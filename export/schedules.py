@@ -13,7 +13,8 @@ from typing import Any
 import diffusers
 
 from mmrt.runtime.errors import ExportError
-from mmrt.runtime.samplers import TAKES, Sampler, Schedule
+from mmrt.runtime.samplers import TAKES, Sampler
+from mmrt.runtime.schedule import Schedule
 
 _OWN_SIGMAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 _KARRAS = _OWN_SIGMAS | {"use_karras_sigmas": True}

@@ -16,7 +16,8 @@ import msgspec
 
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.noise import GENERATORS
-from mmrt.runtime.samplers import Sampler, Schedule
+from mmrt.runtime.samplers import Sampler
+from mmrt.runtime.schedule import Schedule
 from mmrt.version import __version__
 
 FORMAT = 1

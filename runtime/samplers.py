@@ -16,16 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from mmrt.runtime.errors import RequestError
+from mmrt.runtime.schedule import Prediction, Schedule, alphas_cumprod, need, need_choices
 
 Array = NDArray[np.float64]
-Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 _COMMON = {"kind", "spacing", "steps_offset"}
 _MULTISTEP = _COMMON | {"zero_snr", "final_sigma", "sigmas", "solver_order", "lower_order_final"}
@@ -43,31 +43,6 @@ TAKES: dict[str, set[str]] = {  # which fields of `Sampler` a kind knows; any ot
     "deis": _COMMON | {"sigmas", "solver_order", "lower_order_final"},
     "lcm": {"kind", "zero_snr", "original_steps", "timestep_scaling"},
 }
-
-
-class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """How the model was trained: what it predicts, and the variance `beta` that each of its timesteps adds.
-
-    `v_prediction` is alpha eps - sigma x0 (arXiv 2202.00512, appendix D). `scaled_linear` is linear in sqrt(beta);
-    `squaredcos_cap_v2` (arXiv 2102.09672, eq. 17) takes no start or end. `betas` lists all of them instead.
-    Raises `ValueError` naming the field and its value.
-    """
-
-    prediction: Prediction
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    train_steps: int = 1000
-    betas: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        _need_choices(self)
-        _need(1 <= self.train_steps <= 100_000, "train_steps", self.train_steps, "1 to 100000")
-        _need(0 < self.beta_start < 1, "beta_start", self.beta_start, "a number between 0 and 1")
-        _need(0 < self.beta_end < 1, "beta_end", self.beta_end, "a number between 0 and 1")
-        _need(len(self.betas) in (0, self.train_steps), "len(betas)", len(self.betas), f"0 or {self.train_steps}")
-        for index, beta in enumerate(self.betas):
-            _need(0 < beta < 1, f"betas[{index}]", beta, "a number between 0 and 1")
 
 
 class Sampler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -108,17 +83,17 @@ class Sampler(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
-        _need_choices(self)
+        need_choices(self)
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
             known = field.name in TAKES[self.kind] or value == field.default
-            _need(known, field.name, value, f"{field.default!r}: the sampler {self.kind!r} does not know it")
+            need(known, field.name, value, f"{field.default!r}: the sampler {self.kind!r} does not know it")
         most = 2 if self.kind == "dpmpp_2m_sde" else 3
-        _need(1 <= self.solver_order <= most, "solver_order", self.solver_order, f"1 to {most}")
-        _need(0 <= self.steps_offset <= 100_000, "steps_offset", self.steps_offset, "0 or a little more")
-        _need(0 <= self.eta <= 1, "eta", self.eta, "0 to 1")
-        _need(1 <= self.original_steps <= 100_000, "original_steps", self.original_steps, "1 to 100000")
-        _need(0 < self.timestep_scaling < math.inf, "timestep_scaling", self.timestep_scaling, "more than 0")
+        need(1 <= self.solver_order <= most, "solver_order", self.solver_order, f"1 to {most}")
+        need(0 <= self.steps_offset <= 100_000, "steps_offset", self.steps_offset, "0 or a little more")
+        need(0 <= self.eta <= 1, "eta", self.eta, "0 to 1")
+        need(1 <= self.original_steps <= 100_000, "original_steps", self.original_steps, "1 to 100000")
+        need(0 < self.timestep_scaling < math.inf, "timestep_scaling", self.timestep_scaling, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -183,44 +158,7 @@ def table(schedule: Schedule, sampler: Sampler, steps: int, start: int = 0) -> T
     return found
 
 
-def _need(holds: bool, field: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{field} is {value!r}, wanted {wanted}")
-
-
-def _need_choices(struct: msgspec.Struct) -> None:
-    for field in msgspec.structs.fields(struct):
-        if get_origin(field.type) is Literal:
-            value, choices = getattr(struct, field.name), get_args(field.type)
-            _need(value in choices, field.name, value, f"one of {', '.join(choices)}")
-
-
 # ---------------------------------------------------------------- noise levels
-
-
-def alphas_cumprod(schedule: Schedule, zero_snr: bool = False) -> Array:
-    """alpha^2 of each training timestep, (train_steps,), rounded to float32 where training rounds it."""
-    count = schedule.train_steps
-    betas: NDArray[np.float32]
-    if schedule.betas:
-        betas = np.asarray(schedule.betas, np.float32)
-    elif schedule.beta_schedule == "squaredcos_cap_v2":
-        level = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = np.minimum(1 - level[1:] / level[:-1], 0.999).astype(np.float32)
-    else:
-        power = 2 if schedule.beta_schedule == "scaled_linear" else 1
-        first, last = schedule.beta_start ** (1 / power), schedule.beta_end ** (1 / power)
-        betas = np.linspace(first, last, count).astype(np.float32) ** power
-    bar = _cumprod(betas)
-    if zero_snr:
-        root = np.sqrt(bar)
-        bar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-        bar = _cumprod(1 - np.append(bar[:1], bar[1:] / bar[:-1]))
-    return bar.astype(np.float64)
-
-
-def _cumprod(betas: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
 
 
 def _spaced(schedule: Schedule, sampler: Sampler, steps: int, fences: int = 0) -> Array:

@@ -24,6 +24,7 @@ from mmrt.runtime.devices import cpu
 from mmrt.runtime.events import Done, Step
 from mmrt.runtime.noise import TorchCpu, TorchCuda
 from mmrt.runtime.pipeline import Pipeline
+from mmrt.runtime.schedule import Schedule
 
 HEART = "a red heart"
 SHAPE = (bundles.CHANNELS, 3, 4)
@@ -48,7 +49,7 @@ def reference(
     skip: int = 0,
 ) -> np.ndarray:
     """One picture's latents: the loop as DESIGN section 3 has it, in plain NumPy and float64."""
-    schedule = msgspec.convert(bundles.SCHEDULE, samplers.Schedule)
+    schedule = msgspec.convert(bundles.SCHEDULE, Schedule)
     table = samplers.table(schedule, msgspec.convert(bundles.SAMPLERS[sampler], samplers.Sampler), steps, skip)
     noise = TorchCpu(seed)
     if start is None:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrt.runtime.errors import RequestError
-from mmrt.runtime.samplers import SAMPLERS, TAKES, Prediction, Row, Sampler, Schedule, Table, alphas_cumprod, table
+from mmrt.runtime.samplers import SAMPLERS, TAKES, Row, Sampler, Table, table
+from mmrt.runtime.schedule import Prediction, Schedule, alphas_cumprod
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FRESH_NOISE = {"ddpm", "euler_ancestral", "dpmpp_2m_sde", "lcm"}
