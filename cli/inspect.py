@@ -42,12 +42,16 @@ def _origin(provenance: dict[str, Any]) -> list[str]:
     lines += [f"engine   {graph}: {engine}" for graph, engine in engines.items()]
     requests = provenance.get("request")
     for request in map(_dict, requests if isinstance(requests, list) else [requests]):
-        words = [shlex.quote(str(request["prompt"]))] if "prompt" in request else []
-        for name, value in request.items():
-            if name != "prompt":
-                words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
-        lines.append(f"again    mmrt generate {bundle.get('name')}.mmrt {' '.join(words)}")
+        options = [_option(name, value) for name, value in request.items() if name != "prompt"]
+        prompt = f" -- {shlex.quote(str(request['prompt']))}" if "prompt" in request else ""
+        lines.append(f"again    mmrt generate {bundle.get('name')}.mmrt {' '.join(options)}{prompt}")
     return [printable(line) for line in lines]
+
+
+def _option(name: str, value: Any) -> str:
+    """An input as an option of the command line; of a picture only the hash is known."""
+    word = f"PICTURE_{value[7:15]}" if str(value).startswith("sha256:") else shlex.quote(str(value))
+    return f"--{name.replace('_', '-')} {word}"
 
 
 def _dict(value: Any) -> dict[str, Any]:

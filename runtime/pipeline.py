@@ -75,7 +75,8 @@ class Pipeline:
         """Answer a request step by step: `Step` events, then `Done` with the result. Leaving the loop cancels.
 
         inputs: values for the manifest's inputs by name; a positional text is the first input that wants one. Raises
-        `RequestError` at once, before the first event, where the request is not one that the bundle can answer.
+        `RequestError` where the bundle cannot answer the request: at once, or before the first event where its sampler
+        cannot do these steps.
         """
         named = self._named(texts) | inputs
         if twice := sorted(self._named(texts).keys() & inputs.keys()):

@@ -67,7 +67,8 @@ def test_inspect_of_a_picture_says_how_to_make_it_again(mmrt: Mmrt, handmade: Pa
     ran = mmrt("inspect", path)
     assert "bundle   handmade  sha256 " in ran.out
     assert "engine   denoiser: onnx fp32 on cpu" in ran.out
-    assert "again    mmrt generate handmade.mmrt 'a red heart' --negative-prompt " in ran.out
+    assert "again    mmrt generate handmade.mmrt --negative-prompt " in ran.out
+    assert " -- 'a red heart'\n" in ran.out
     assert "--seed 7" in ran.out
     origin = json.loads(mmrt("inspect", path, "--json").out)
     assert origin["request"]["prompt"] == "a red heart"
