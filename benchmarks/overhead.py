@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--work FOLDER] [--big]
 
-For the emoji example at 20 steps and, with --big, SD 1.5's size at 512 x 512 and 4 steps: each graph's share, and what is
-in none.
+For the emoji example at 20 steps and, with --big, SD 1.5's size at 512 x 512 and 4 steps: each graph's share, and
+what is in none.
 """
 
 from __future__ import annotations

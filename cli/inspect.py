@@ -11,6 +11,7 @@ import click
 
 from mmrt.cli.options import describe
 from mmrt.runtime import manifest as m
+from mmrt.runtime import manifest_file
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import printable
 from mmrt.runtime.media import read_provenance
@@ -28,7 +29,7 @@ def inspect(path: Path, mermaid: bool, as_json: bool) -> None:
         return
     bundle = Bundle(path)
     if as_json:
-        click.echo(m.encode(bundle.manifest).decode(), nl=False)
+        click.echo(manifest_file.encode(bundle.manifest).decode(), nl=False)
     elif mermaid:
         click.echo("\n".join(flowchart(bundle.manifest)))
     else:

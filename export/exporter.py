@@ -21,7 +21,7 @@ from mmrt.export.graph import write_onnx
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.runtime import manifest as m
-from mmrt.runtime import pipeline
+from mmrt.runtime import manifest_file, pipeline
 from mmrt.runtime.bundle import MANIFEST
 from mmrt.runtime.errors import BundleError, ExportError, MmrtError
 from mmrt.runtime.receipt import GOLDEN, RECEIPT, Check, Receipt, replay
@@ -136,7 +136,7 @@ def _manifest(source: Checkpoint, recipe: Recipe, graphs: dict[str, m.Graph], na
         name=name,
         source=m.Source(
             family=recipe.family,
-            checkpoint=source.hashes("text_encoder", "unet", "vae"),
+            checkpoint=source.hashes(*recipe.components),
             versions={"mmrt": __version__} | {package: importlib.metadata.version(package) for package in _PACKAGES},
             licence=source.licence,
         ),
@@ -173,6 +173,6 @@ def _finish(folder: Path, draft: m.Manifest, checks: tuple[Check, ...], notes: t
 
 def _write_manifest(folder: Path, manifest: m.Manifest) -> None:
     try:
-        (folder / MANIFEST).write_bytes(m.encode(manifest))
+        (folder / MANIFEST).write_bytes(manifest_file.encode(manifest))
     except BundleError as error:
         raise ExportError(f"the recipe makes no legal bundle: {error}") from None

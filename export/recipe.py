@@ -40,8 +40,9 @@ class Golden:
 class Recipe:
     """All that a bundle is made of.
 
-    `inputs`, `outputs` and `program` are the manifest's; `graphs` are exported one after the other. `files` are further
-    files by their paths in the bundle, such as tokenizers. `reference` runs the source model itself on seeded inputs.
+    `inputs`, `outputs` and `program` are the manifest's; `graphs` are exported one after the other. `components` are
+    the folders of the checkpoint whose weights they hold. `files` are further files by their paths in the bundle, such
+    as tokenizers. `reference` runs the source model itself on seeded inputs.
     `notes` are paragraphs for the model card.
     """
 
@@ -53,5 +54,6 @@ class Recipe:
     graphs: Mapping[str, Graph]
     program: tuple[manifest.Stage, ...]
     reference: Callable[[], Golden]
+    components: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from mmrt.runtime import manifest as manifests
+from mmrt.runtime import manifest_file
 from mmrt.runtime.engines.onnx_file import external_files
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.manifest import Manifest
@@ -30,7 +30,7 @@ class Bundle:
         try:
             data = _read_manifest(self.path)
             self.sha256 = hashlib.sha256(data).hexdigest()
-            self.manifest: Manifest = manifests.decode(data)
+            self.manifest: Manifest = manifest_file.decode(data)
             self._compare_folder()
         except OSError as error:
             raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from None
@@ -54,7 +54,7 @@ class Bundle:
         path = self.file(name)
         beside = [str(PurePosixPath(name).parent / location) for location in external_files(path)]
         for weights in beside:
-            if not manifests.legal_path(weights):
+            if not manifest_file.legal_path(weights):
                 raise BundleError(f"{path}: its weights are in {weights!r}, which is not inside the bundle")
         self.files(beside)
         return path

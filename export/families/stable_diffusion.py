@@ -141,10 +141,6 @@ def _for_any_size(unet: Any) -> Any:
 class Denoiser(torch.nn.Module):  # type: ignore[misc]
     """latents (batch, channels, h, w), timestep (batch,), context (batch, length, width) -> prediction like latents."""
 
-    _MANY = (
-        31  # with that many levels no side is a multiple of theirs, so that upsampling always takes the size it needs
-    )
-
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = _for_any_size(unet)
@@ -234,6 +230,7 @@ class _Model:
             graphs=self._graphs(),
             program=self._program(),
             reference=Reference(self.pipeline, self._reference_size(), frozenset(inputs)).run,
+            components=tuple(_MODELS),
             files={_TOKENIZER: content},
             notes=("The checkpoint's safety checker, if it has one, is not part of this bundle.",),
         )

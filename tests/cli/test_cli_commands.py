@@ -11,7 +11,7 @@ import pytest
 from command import Mmrt
 from PIL import Image, PngImagePlugin
 
-from mmrt.runtime import manifest
+from mmrt.runtime import manifest_file
 from mmrt.version import __version__
 
 
@@ -42,8 +42,8 @@ def test_inspect_shows_what_goes_in_and_out(mmrt: Mmrt, handmade: Path) -> None:
 
 
 def test_inspect_json_is_the_manifest(mmrt: Mmrt, handmade: Path) -> None:
-    read = manifest.decode(mmrt("inspect", handmade, "--json").out.encode())
-    assert read == manifest.decode((handmade / "manifest.json").read_bytes())
+    read = manifest_file.decode(mmrt("inspect", handmade, "--json").out.encode())
+    assert read == manifest_file.decode((handmade / "manifest.json").read_bytes())
 
 
 def test_inspect_mermaid_is_a_flowchart_of_the_program(mmrt: Mmrt, handmade: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmrt.runtime import manifest
+from mmrt.runtime import manifest, manifest_file
 from mmrt.runtime.errors import BundleError
 
 GOLDEN = Path(__file__).parent / "manifest.format1.json"
@@ -27,11 +27,11 @@ def document() -> dict[str, Any]:
 
 def test_a_manifest_of_format_1_keeps_its_bytes() -> None:
     data = GOLDEN.read_bytes()
-    assert manifest.encode(manifest.decode(data)) == data
+    assert manifest_file.encode(manifest_file.decode(data)) == data
 
 
 def test_a_manifest_of_format_1_stays_readable() -> None:
-    read = manifest.decode(GOLDEN.read_bytes())
+    read = manifest_file.decode(GOLDEN.read_bytes())
     assert (read.format, read.task, read.name) == (1, "text-to-image", "golden")
     assert list(read.inputs) == [
         "prompt",
@@ -48,13 +48,13 @@ def test_a_manifest_of_format_1_stays_readable() -> None:
 
 
 def test_encode_refuses_what_decode_would() -> None:
-    read = manifest.decode(GOLDEN.read_bytes())
+    read = manifest_file.decode(GOLDEN.read_bytes())
     with pytest.raises(BundleError, match="is not a plain relative path"):
-        manifest.encode(msgspec.structs.replace(read, files={"../x": manifest.File(bytes=1, sha256="0" * 64)}))
+        manifest_file.encode(msgspec.structs.replace(read, files={"../x": manifest.File(bytes=1, sha256="0" * 64)}))
 
 
 def test_values_cannot_be_changed() -> None:
-    read = manifest.decode(GOLDEN.read_bytes())
+    read = manifest_file.decode(GOLDEN.read_bytes())
     with pytest.raises(AttributeError):
         read.name = "other"  # type: ignore[misc]
 
@@ -62,13 +62,13 @@ def test_values_cannot_be_changed() -> None:
 def test_a_cascade_may_use_names_again() -> None:
     made = document()
     made["program"] += made["program"][2:]
-    manifest.decode(json.dumps(made).encode())
+    manifest_file.decode(json.dumps(made).encode())
 
 
 @pytest.mark.parametrize("format_", [2, 10**6])
 def test_a_newer_format_is_refused_before_its_fields_are_looked_at(format_: int) -> None:
     with pytest.raises(BundleError, match=rf"format {format_}, mmrt .* reads formats up to 1: use a newer mmrt"):
-        manifest.decode(json.dumps({"format": format_, "stages": []}).encode())
+        manifest_file.decode(json.dumps({"format": format_, "stages": []}).encode())
 
 
 @given(text=st.text(max_size=30) | st.from_regex(r"[a-zA-Z0-9./_-]{1,20}", fullmatch=True))
@@ -79,7 +79,7 @@ def test_a_newer_format_is_refused_before_its_fields_are_looked_at(format_: int)
 @example("")
 @settings(deadline=None)
 def test_a_legal_path_stays_inside(text: str) -> None:
-    if manifest.legal_path(text):
+    if manifest_file.legal_path(text):
         inside = Path("/bundle").joinpath(text)
         assert str(inside) == f"/bundle/{text}"
         assert inside.resolve().is_relative_to("/bundle")
@@ -118,11 +118,11 @@ def test_any_change_is_read_and_written_back_or_refused_in_one_line(
     else:
         node[place[-1]] = junk
     try:
-        read = manifest.decode(json.dumps(changed).encode())
+        read = manifest_file.decode(json.dumps(changed).encode())
     except BundleError as error:
         assert str(error).isprintable()  # noqa: PT017
         return
-    assert manifest.decode(manifest.encode(read)) == read
+    assert manifest_file.decode(manifest_file.encode(read)) == read
 
 
 @given(cut=st.integers(0), flip=st.integers(0), bit=st.integers(0, 7))
@@ -131,6 +131,6 @@ def test_any_damage_to_the_bytes_is_read_or_refused(cut: int, flip: int, bit: in
     data = bytearray(GOLDEN.read_bytes())
     data[flip % len(data)] ^= 1 << bit
     try:
-        manifest.decode(bytes(data[: cut % (2 * len(data))]))
+        manifest_file.decode(bytes(data[: cut % (2 * len(data))]))
     except BundleError as error:
         assert str(error).isprintable()  # noqa: PT017

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mmrt
-from mmrt.runtime import manifest, request
+from mmrt.runtime import manifest, manifest_file, request
 from mmrt.runtime.pipeline import Pipeline
 
 HEART = "a red heart"
@@ -163,7 +163,7 @@ def test_a_request_error_is_a_value_error(pipeline: Pipeline) -> None:
 
 # ---------------------------------------------------------------- what is resolved
 
-MANIFEST = manifest.decode(
+MANIFEST = manifest_file.decode(
     manifest.msgspec.json.encode(
         bundles.manifest()
         | {

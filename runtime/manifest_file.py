@@ -1,0 +1,269 @@
+"""manifest.json: read, written, and checked for what types cannot say.
+
+Errors name the place in it (`$.graphs.decoder.variants[0].file`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mmrt.runtime.errors import BundleError
+from mmrt.runtime.manifest import (
+    FORMAT,
+    Array,
+    Choice,
+    Count,
+    Diffuse,
+    Float,
+    Image,
+    Int,
+    Manifest,
+    Once,
+    Ratio,
+    Seed,
+    Shape,
+    Size,
+    Stage,
+    Text,
+)
+from mmrt.runtime.noise import GENERATORS
+from mmrt.version import __version__
+
+_LARGEST = 2**31  # elements of an array in its fixed dimensions
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def decode(data: bytes) -> Manifest:
+    """Read and check a manifest. Raises `BundleError` naming the place."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format
+        if version > FORMAT:
+            raise BundleError(
+                f"the bundle has format {version}, mmrt {__version__} reads formats up to {FORMAT}: use a newer mmrt"
+            )
+        if version < 1:
+            raise BundleError(f"the bundle has format {version}; the first format is 1")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BundleError(f"manifest.json: {error}") from None
+    _Check(manifest).all()
+    return manifest
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON. Raises `BundleError` where `decode` would."""
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    decode(data)
+    return data
+
+
+def legal_path(path: str) -> bool:
+    """Whether `path` is relative, plain and stays inside the bundle."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(re.fullmatch(r"[A-Za-z0-9._/-]{1,200}", path))
+        and not path.startswith("/")
+        and str(PurePosixPath(path)) == path
+        and bool(parts)
+        and ".." not in parts
+    )
+
+
+class _Check:
+    """What types cannot say: that names refer to something, of the right kind, made before it is used."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.sized = any(isinstance(value, Size) for value in manifest.inputs.values())
+        self.made: dict[str, _Shape] = {}  # the arrays that there are so far
+
+    def all(self) -> None:
+        self._files()
+        self._graphs()
+        self._inputs()
+        for index, stage in enumerate(self.manifest.program):
+            self._stage(f"$.program[{index}]", stage)
+        for name, output in self.manifest.outputs.items():
+            where = f"$.outputs.{name}.from"
+            self._require(output.source in self.made, where, f"no graph makes {output.source!r}")
+            self._fits(output.source, Array(dtype="uint8", shape=("batch", "height", "width", 3)), where, "a picture")
+
+    @staticmethod
+    def _require(condition: bool, where: str, what: str) -> None:
+        if not condition:
+            raise BundleError(f"manifest.json: {what} - at `{where}`")
+
+    def _file(self, path: str, where: str) -> None:
+        self._require(path in self.manifest.files, where, f"{path!r} is not listed in `files`")
+
+    def _files(self) -> None:
+        for path in self.manifest.files:
+            self._require(legal_path(path), "$.files", f"{path!r} is not a plain relative path")
+
+    def _graphs(self) -> None:
+        for name, graph in self.manifest.graphs.items():
+            where = f"$.graphs.{name}"
+            for index, variant in enumerate(graph.variants):
+                self._file(variant.file, f"{where}.variants[{index}].file")
+                named = variant.file.endswith(f".{variant.engine}")  # ONNX Runtime reads other formats by their names
+                self._require(named, f"{where}.variants[{index}].file", f"{variant.file!r} is not named *.onnx")
+            both = graph.inputs.keys() & graph.outputs.keys()
+            self._require(not both, where, f"{_names(both)} cannot be an input and an output")
+            for side, arrays in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+                for key, array in arrays.items():
+                    self._not_absurd(array.shape, f"{where}.{side}.{key}.shape")
+
+    def _not_absurd(self, shape: Iterable[int | str | Ratio], where: str) -> None:
+        elements = math.prod(dim for dim in shape if isinstance(dim, int))
+        self._require(elements <= _LARGEST, where, f"{elements:,} elements are more than {_LARGEST:,}")
+
+    def _inputs(self) -> None:
+        for kind in (Size, Count, Seed):
+            same = [name for name, value in self.manifest.inputs.items() if isinstance(value, kind)]
+            what = f"{_names(same)} are all of kind '{kind.__name__.lower()}', of which there can be one"
+            self._require(len(same) < 2, "$.inputs", what)
+        for name, value in self.manifest.inputs.items():
+            where = f"$.inputs.{name}"
+            match value:
+                case Text():
+                    for ids, tokenize in value.tokenize.items():
+                        self._file(tokenize.file, f"{where}.tokenize.{ids}.file")
+                        self._require(ids not in self.made, f"{where}.tokenize.{ids}", f"{ids!r} is made twice")
+                        self.made[ids] = _Shape("int64", (None, tokenize.length))
+                    self._refers(value.negative, (Text,), f"{where}.negative")
+                case Image():
+                    self._require(value.array not in self.made, f"{where}.array", f"{value.array!r} is made twice")
+                    self.made[value.array] = _Shape("uint8", (None, None, None, 3))
+                    self._require(self.sized, where, "an image input needs an input of kind 'size'")
+                case Int() | Float():
+                    self._require(
+                        value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
+                    )
+                case Choice():
+                    self._require(value.default in value.choices, where, f"default {value.default!r} is not a choice")
+                case Size():
+                    legal = all(side % value.multiple == 0 and side <= value.max for side in value.default)
+                    self._require(legal, where, f"default {value.default} is not a legal size")
+                case Seed():
+                    self._refers(value.generator, (Choice,), f"{where}.generator")
+                    strangers = set(self._choices(value.generator)) - GENERATORS.keys()
+                    self._require(not strangers, f"{where}.generator", f"no generator is named {_names(strangers)}")
+                case Count():
+                    pass
+
+    def _refers(self, name: str | None, kinds: tuple[type, ...], where: str) -> None:
+        if name is not None:
+            wanted = " or ".join(kind.__name__.lower() for kind in kinds)
+            found = isinstance(self.manifest.inputs.get(name), kinds)
+            self._require(found, where, f"{name!r} is not an input of kind {wanted}")
+
+    def _choices(self, name: str) -> tuple[str, ...]:
+        choice = self.manifest.inputs[name]
+        assert isinstance(choice, Choice)
+        return choice.choices
+
+    def _stage(self, where: str, stage: Stage) -> None:
+        for name in stage.graphs:
+            self._require(name in self.manifest.graphs, f"{where}.graphs", f"no graph is named {name!r}")
+        if isinstance(stage, Once):
+            self._refers(stage.when, (Image, Text), f"{where}.when")
+            for name, shape in stage.draws.items():
+                self.made[name] = self._drawn(shape, f"{where}.draws.{name}")
+        else:
+            self._diffuse(where, stage)
+        for name in stage.graphs:
+            graph = self.manifest.graphs[name]
+            missing = graph.inputs.keys() - self.made.keys()
+            self._require(not missing, f"{where}.graphs", f"nothing makes {_names(missing)} for graph {name!r}")
+            for key, array in graph.inputs.items():
+                self._fits(key, array, f"$.graphs.{name}.inputs.{key}", f"graph {name!r}")
+            self.made |= {key: _Shape.of(array) for key, array in graph.outputs.items()}
+        if isinstance(stage, Diffuse):
+            self._prediction(where, stage)
+
+    def _diffuse(self, where: str, stage: Diffuse) -> None:
+        latents = self._drawn(stage.latents, f"{where}.latents")
+        self._refers(stage.sampler, (Choice,), f"{where}.sampler")
+        self._refers(stage.steps, (Int,), f"{where}.steps")
+        self._refers(stage.strength, (Float,), f"{where}.strength")
+        if stage.guidance is not None:
+            self._refers(stage.guidance.scale, (Float,), f"{where}.guidance.scale")
+            self._refers(stage.guidance.rescale, (Float,), f"{where}.guidance.rescale")
+        for array, text in stage.conditions.items():
+            self._require(array in self.made, f"{where}.conditions", f"nothing makes {array!r}")
+            self._refers(text, (Text,), f"{where}.conditions.{array}")
+        missing = set(self._choices(stage.sampler)) - stage.samplers.keys()
+        self._require(not missing, f"{where}.samplers", f"no sampler is named {_names(missing)}")
+        if stage.start is not None:
+            self._require(stage.start in self.made, f"{where}.start", f"nothing makes {stage.start!r}")
+            self._fits(stage.start, latents, f"{where}.start", "the loop")
+            self._require(stage.strength is not None, where, "a stage with `start` needs `strength`")
+        if stage.preview:
+            channels = stage.latents[1]
+            fits = len(stage.preview) - 1 == channels and len(stage.latents) == 4 and self.sized
+            self._require(fits, f"{where}.preview", f"{len(stage.preview)} rows do not fit {latents} of a given size")
+        row = _Shape("float32", (None,))
+        self.made |= {"latents": latents, "timestep": row, "guidance": row}
+
+    def _prediction(self, where: str, stage: Diffuse) -> None:
+        """The graphs of the loop make it, like the latents, and take nothing away from the loop."""
+        graphs = {name: self.manifest.graphs[name] for name in stage.graphs}
+        makers = [name for name, graph in graphs.items() if "prediction" in graph.outputs]
+        self._require(bool(makers), f"{where}.graphs", "no graph makes 'prediction'")
+        self._fits("prediction", self._drawn(stage.latents, where), f"{where}.graphs", "the loop")
+        for name, graph in graphs.items():
+            taken = graph.outputs.keys() & {"latents", "timestep", "guidance"}
+            self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
+            known = {dim for array in graph.inputs.values() for dim in array.shape}
+            free = {dim for array in graph.outputs.values() for dim in array.shape if isinstance(dim, str)} - known
+            self._require(not free, f"$.graphs.{name}.outputs", f"{_names(free)} are no sizes of its inputs")
+
+    def _fits(self, name: str, wanted: Array | _Shape, where: str, taker: str) -> None:
+        made, shape = self.made[name], wanted if isinstance(wanted, _Shape) else _Shape.of(wanted)
+        self._require(made.like(shape), where, f"{name!r} is made as {made}, {taker} takes {shape}")
+
+    def _drawn(self, shape: Shape, where: str) -> _Shape:
+        self._require(bool(shape) and shape[0] == "batch", where, "the first dimension of noise is 'batch'")
+        self._require("batch" not in shape[1:], where, "only the first dimension of noise is 'batch'")
+        self._not_absurd(shape, where)
+        ratios = [dim for dim in shape if isinstance(dim, Ratio)]
+        self._require(
+            self.sized or not ratios, where, "a size that follows from the request needs an input of kind 'size'"
+        )
+        least = min((value.multiple for value in self.manifest.inputs.values() if isinstance(value, Size)), default=1)
+        self._require(
+            all(least ** len(ratio.of) >= ratio.per for ratio in ratios), where, "a dimension can come to be 0"
+        )
+        return _Shape("float32", (None, *(dim if isinstance(dim, int) else None for dim in shape[1:])))
+
+
+class _Shape(NamedTuple):
+    """An array's dtype and what is known of its dimensions."""
+
+    dtype: str
+    dims: tuple[int | None, ...]
+
+    @staticmethod
+    def of(array: Array) -> _Shape:
+        return _Shape(array.dtype, tuple(dim if isinstance(dim, int) else None for dim in array.shape))
+
+    def like(self, other: _Shape) -> bool:
+        """Whether one array can be both."""
+        same_kind = self.dtype == other.dtype and len(self.dims) == len(other.dims)
+        return same_kind and all(a == b or None in (a, b) for a, b in zip(self.dims, other.dims, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}({', '.join('?' if dim is None else str(dim) for dim in self.dims)})"
+
+
+def _names(names: Iterable[Any]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))
