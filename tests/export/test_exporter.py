@@ -19,7 +19,7 @@ pytest.importorskip("diffusers")
 
 import diffusers
 import torch
-from conftest import SD1, save_checkpoint
+from checkpoints import SD1, save_checkpoint
 
 import mmrt
 from mmrt.export import exporter
