@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from checkpoints import SD1, SD2, save_checkpoint
+
+# A suite that is started in the background ignores SIGINT, and so would the processes that its tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
