@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import data
 import torch
@@ -51,6 +52,13 @@ def new_tokenizer(emoji: list[data.Emoji]) -> CLIPTokenizer:
     bpe = json.loads(learner.to_str())["model"]
     merges = [tuple(pair) for pair in bpe["merges"]]
     return CLIPTokenizer(vocab=bpe["vocab"], merges=merges, model_max_length=LENGTH)
+
+
+def kept_tokenizer(folder: Path, emoji: list[data.Emoji]) -> CLIPTokenizer:
+    """The tokenizer in `folder`, made once: learning breaks ties differently each time, and the ids must stay."""
+    if not folder.exists():
+        new_tokenizer(emoji).save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -95,7 +95,7 @@ class Prompts:
 
     def __init__(self, work: Path) -> None:
         emoji = data.read_names(work / "names.tsv")
-        self.tokenizer = models.new_tokenizer(emoji)
+        self.tokenizer = models.kept_tokenizer(work / "tokenizer", emoji)
         self.names = [self.ids([row[1 + k] for row in emoji]) for k in range(len(data.LANGUAGES))]
         self.bare = [self.ids([data.spellings(row[1 + k])[-1] for row in emoji]) for k in range(len(data.LANGUAGES))]
         self.empty = self.ids([""])

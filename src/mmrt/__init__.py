@@ -1,7 +1,7 @@
 """mmrt: multimodal generators, exported from torch once and run without it.
 
-    pipeline = mmrt.load("thing.mmrt")
-    pipeline.generate("a red heart", seed=7).image.save("heart.png")
+pipeline = mmrt.load("thing.mmrt")
+pipeline.generate("a red heart", seed=7).image.save("heart.png")
 """
 
 from mmrt.runtime.errors import BundleError, EngineError, ExportError, MmrtError, RequestError, RequestWarning
