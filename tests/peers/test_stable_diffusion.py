@@ -111,6 +111,8 @@ def test_pictures_equal_diffusers(
     source: Source = request.getfixturevalue(model)
     if steps == 50 and model == "sd2":
         pytest.skip("50 steps are checked on the other two")
+    if (model, sampler, steps) == ("emoji", "dpmpp_2m_karras", 50):
+        pytest.skip("diffusers itself ends in an IndexError: at zero terminal SNR its first timestep comes twice")
     size = {"width": 64, "height": 64}
     for guidance in (1.0, 4.0):
         source.same(sampler, steps, guidance, size, {"size": (64, 64)})
