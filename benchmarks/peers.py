@@ -30,7 +30,13 @@ TORCH = ["torch>=2.9,<2.14", "diffusers", "transformers", "accelerate", "safeten
 PEERS = {
     "diffusers": TORCH,
     "mmrt": [f"{ROOT}[cpu]"],
-    "optimum-onnx": ["torch>=2.9,<2.14", "diffusers", "optimum-onnx[onnxruntime]"],
+    "optimum-onnx": [  # older releases of its peers, without which pip searches for many minutes
+        "torch>=2.9,<2.14",
+        "diffusers<0.36",
+        "transformers<4.58",
+        "huggingface_hub<1",
+        "optimum-onnx[onnxruntime]",
+    ],
 }
 LOAD = {
     "diffusers": """
