@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="how many names")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of names and of the noise")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sheet", type=Path, help="save what was drawn, LANGUAGE.png in this folder")
