@@ -34,6 +34,8 @@ class Ratio(_Struct, frozen=True):
     per: Positive
 
 
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Token = TokenId | Name  # an id, or the input of kind `choice` whose value has one
 Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
 
 
@@ -41,11 +43,19 @@ Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
 
 
 class Tokenize(_Struct, frozen=True):
-    """How a text becomes ids: int64 (texts, length), cut or padded with the id `pad`."""
+    """How a text becomes ids: int64 (texts, tokens), at most `length` a text, padded at the right with the id `pad`.
+
+    The special tokens that `file` adds are kept; `before` and `after` stand around them. Without a `mask` all have
+    `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a text's
+    own tokens are: then the longest text sets the length, and a text over `length` is refused.
+    """
 
     file: str
     length: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
-    pad: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    pad: TokenId
+    mask: Name | None = None
+    before: tuple[Token, ...] = ()
+    after: tuple[Token, ...] = ()
 
 
 class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
@@ -56,10 +66,26 @@ class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
     negative: Name | None = None
 
 
+class Fit(_Struct, frozen=True):
+    """How a picture of any size becomes (height, width): stretched, or, with `shortest`, made so large that its shorter
+    side has as many pixels, and the middle cut out."""
+
+    width: Annotated[int, msgspec.Meta(ge=1, le=16384)]
+    height: Annotated[int, msgspec.Meta(ge=1, le=16384)]
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    shortest: Annotated[int, msgspec.Meta(ge=1, le=16384)] | None = None
+
+
 class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
-    """A picture, resized to the request's size: uint8 (batch, height, width, 3), RGB. May be left out."""
+    """A picture as `array`, uint8 (pictures, height, width, 3), RGB. May be left out unless `required`.
+
+    It takes the size that `fit` says, with one row for each distinct picture; without, the request's size, with one row
+    for each result.
+    """
 
     array: Name
+    fit: Fit | None = None
+    required: bool = False
 
 
 class Int(_Struct, frozen=True, tag="int", tag_field="kind"):
@@ -79,10 +105,11 @@ class Float(_Struct, frozen=True, tag="float", tag_field="kind"):
 
 
 class Choice(_Struct, frozen=True, tag="choice", tag_field="kind"):
-    """One of a few names."""
+    """One of a few names; `tokens` are the ids that stand for them in a tokenized text or a prompt."""
 
     default: str
     choices: tuple[Label, ...]
+    tokens: dict[Label, TokenId] = {}
 
 
 class Size(_Struct, frozen=True, tag="size", tag_field="kind"):
@@ -101,12 +128,17 @@ class Count(_Struct, frozen=True, tag="count", tag_field="kind"):
 
 
 class Seed(_Struct, frozen=True, tag="seed", tag_field="kind"):
-    """Where noise starts; result i of a request takes seed + i. `generator` names the input that chooses its kind."""
+    """Where chance starts; result i of a request takes seed + i. `generator` names the input that chooses the kind of
+    noise; without, it is that of torch on a CPU."""
 
-    generator: Name
+    generator: Name | None = None
 
 
-Input = Text | Image | Int | Float | Choice | Size | Count | Seed
+class Strings(_Struct, frozen=True, tag="strings", tag_field="kind"):
+    """Some texts that hold for the whole request; none if left out."""
+
+
+Input = Text | Image | Int | Float | Choice | Size | Count | Seed | Strings
 
 
 class ImageOutput(_Struct, frozen=True, tag="image", tag_field="kind"):
@@ -115,7 +147,18 @@ class ImageOutput(_Struct, frozen=True, tag="image", tag_field="kind"):
     source: Name = msgspec.field(name="from")
 
 
-Output = ImageOutput
+class TextOutput(_Struct, frozen=True, tag="text", tag_field="kind"):
+    """Texts, from the array `source`: int64 (batch, tokens), by the tokenizer `file` without its special tokens.
+
+    `clean` takes the blanks before punctuation away, as transformers' `clean_up_tokenization_spaces` does.
+    """
+
+    source: Name = msgspec.field(name="from")
+    file: str
+    clean: bool = False
+
+
+Output = ImageOutput | TextOutput
 
 
 # ---------------------------------------------------------------- graphs
@@ -189,7 +232,52 @@ class Diffuse(_Struct, frozen=True, tag="diffuse", tag_field="stage"):
     preview: tuple[tuple[float, float, float], ...] = ()
 
 
-Stage = Once | Diffuse
+Option = Literal[
+    "max_new_tokens",
+    "min_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "beams",
+    "length_penalty",
+    "early_stopping",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "stop",
+]
+
+
+class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
+    """From the tokens of `prompt`, one token after the other, to `sequences`: int64 (batch, tokens), the new tokens,
+    padded with `pad`.
+
+    The loop gives the graphs `tokens`, int64 (rows, sequence), and `positions`, int64 (rows,), how many tokens of a row
+    came before; it takes `logits`, float32 (rows, vocabulary), for what follows the last. `caches` says which output is
+    the new content of which input, float32 (rows, heads, capacity, width), written in place; `limit` is the most tokens
+    that a row can have, prompt and all. `conditions` says which arrays have a row for each distinct value of which input.
+
+    A row ends with any of `ends`. `forced` are its first new tokens, `forced_end` its last if `max_new_tokens` is
+    reached; `suppressed` never come, `begin_suppressed` not as the first that is chosen. `options` names the inputs that
+    set the options of `search.Rules`.
+    """
+
+    graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
+    caches: Annotated[dict[Name, Name], msgspec.Meta(min_length=1)]
+    limit: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
+    prompt: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1)]
+    pad: TokenId
+    ends: tuple[TokenId, ...]
+    options: dict[Option, Name]
+    conditions: dict[Name, Name] = {}
+    forced: tuple[Token, ...] = ()
+    forced_end: TokenId | None = None
+    suppressed: tuple[TokenId, ...] = ()
+    begin_suppressed: tuple[TokenId, ...] = ()
+
+
+Stage = Once | Diffuse | Autoregress
 
 
 # ---------------------------------------------------------------- the whole
