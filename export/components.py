@@ -1,4 +1,4 @@
-"""The parts of a diffusers pipeline, loaded by diffusers and transformers themselves in fp32, and found whole."""
+"""The parts of a checkpoint, loaded by diffusers and transformers themselves in fp32, and found whole."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.quiet import quiet
 from mmrt.runtime.errors import ExportError
 
-CLASSES: dict[str, Any] = {
-    "diffusers.UNet2DConditionModel": diffusers.UNet2DConditionModel,
-    "diffusers.AutoencoderKL": diffusers.AutoencoderKL,
-    "transformers.CLIPTextModel": transformers.CLIPTextModel,
-}
+_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
 def load_model(checkpoint: Checkpoint, component: str, class_name: str) -> Any:
-    """A component with all its weights, in fp32 and eval mode.
+    """A component with all its weights, in fp32 and eval mode; "." is the checkpoint itself.
+
+    `class_name` is a class of diffusers or transformers with its library's name before it, such as
+    `diffusers.AutoencoderKL`.
 
     Raises `ExportError` where weights are missing, of another shape, or not finite: the libraries would fill the gaps
     with random numbers.
@@ -28,10 +27,11 @@ def load_model(checkpoint: Checkpoint, component: str, class_name: str) -> Any:
     folder = checkpoint.path / component
     checkpoint.json(f"{component}/config.json")
     weights = checkpoint.weights(component)
-    options = {"torch_dtype": torch.float32} if class_name.startswith("diffusers.") else {"dtype": torch.float32}
+    library, name = class_name.split(".")
+    options = {"torch_dtype": torch.float32} if library == "diffusers" else {"dtype": torch.float32}
     try:
         with quiet():
-            model, report = CLASSES[class_name].from_pretrained(
+            model, report = getattr(_LIBRARIES[library], name).from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=weights.safe,
@@ -69,6 +69,15 @@ def load_pipeline(checkpoint: Checkpoint, class_name: str, models: dict[str, Any
         raise ExportError(f"{checkpoint.path}: {class_name} cannot be loaded from it: {_one_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def load_processor(checkpoint: Checkpoint, class_name: str) -> Any:
+    """A tokenizer or an image processor of a transformers checkpoint, by transformers' `Auto` class of that name."""
+    try:
+        with quiet():
+            return getattr(transformers, class_name).from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:  # as above
+        raise ExportError(f"{checkpoint.path}: {class_name} finds nothing to load: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

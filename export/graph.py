@@ -14,7 +14,6 @@ from mmrt.export.recipe import Graph
 from mmrt.runtime import manifest
 from mmrt.runtime.errors import ExportError
 
-OPSET = 23
 EMBEDDED = (
     64 << 20
 )  # bytes of weights up to which they are in the ONNX file itself; more lie beside it in NAME.onnx.data
@@ -56,17 +55,28 @@ def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) ->
     return inputs, outputs
 
 
+class _OfArrays(torch.nn.Module):  # type: ignore[misc]
+    """A module as a function of one dict, so that it may take any keywords."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, arrays: dict[str, Any]) -> Any:
+        return self.module(**arrays)
+
+
 def _to_onnx(graph: Graph) -> Any:
-    free = {name: dict.fromkeys(graph.free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in graph.inputs}
+    arrays = dict(graph.inputs)
+    free = {name: dict.fromkeys(graph.free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in arrays}
     with torch.no_grad():
-        program = torch.export.export(graph.module, (), dict(graph.inputs), dynamic_shapes=free, strict=False)
+        program = torch.export.export(_OfArrays(graph.module), (arrays,), dynamic_shapes=(free,), strict=False)
     return torch.onnx.export(
         program,
-        (),
-        kwargs=dict(graph.inputs),
+        (arrays,),
         dynamo=True,
-        opset_version=OPSET,
-        input_names=list(graph.inputs),
+        opset_version=graph.opset,
+        input_names=list(arrays),
         output_names=list(graph.outputs),
         verbose=False,
     )

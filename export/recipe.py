@@ -19,12 +19,14 @@ class Graph:
     `inputs` are example inputs; their names are those of `module.forward`'s parameters and of the ONNX inputs.
     `outputs` names what `forward` returns, one tensor or a tuple. `free` names free dimensions of inputs and outputs:
     {"latents": {0: "batch", 2: "latent_height", 3: "latent_width"}}; an example's free dimension should not be 1.
+    `opset` is that of the ONNX file.
     """
 
     module: torch.nn.Module
     inputs: Mapping[str, torch.Tensor]
     outputs: tuple[str, ...]
     free: Mapping[str, Mapping[int, str]]
+    opset: int = 23
 
 
 @dataclass(frozen=True)

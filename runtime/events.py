@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -24,16 +24,31 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A token was chosen for result `index`: its `id`, and the `text` that became certain with it, which may be none.
+
+    Text that comes with no token of its own has `id` None. A result's texts joined are its whole text.
+    """
+
+    index: int
+    id: int | None
+    text: str
+
+
+@dataclass(frozen=True)
 class Result:
     """The end of a request: for each of its results the outputs and what made it.
 
     `outputs` maps an output's name to its values; `provenance[i]` holds the bundle, request, engines and version that
-    make result i again; `timings` are seconds: `total`, and within it each graph's time under `graphs`.
+    make result i again; `timings` are seconds: `total`, and within it each graph's time under `graphs`, and
+    `first_token` where there are tokens, with their number as `tokens`. `stopped` says why each text ended: "end" (the
+    model ended it), "length" (of `max_new_tokens`) or "stop" (a stop string came).
     """
 
     outputs: Mapping[str, list[Any]]
     provenance: list[dict[str, Any]]
     timings: Mapping[str, Any]
+    stopped: list[str] = field(default_factory=list)
 
     @property
     def images(self) -> list[Image]:
@@ -45,6 +60,16 @@ class Result:
         """The first picture."""
         return self.images[0]
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts."""
+        return self.outputs["text"]
+
+    @property
+    def text(self) -> str:
+        """The first text."""
+        return self.texts[0]
+
 
 @dataclass(frozen=True)
 class Done:
@@ -53,4 +78,4 @@ class Done:
     result: Result
 
 
-Event: TypeAlias = Step | Done
+Event: TypeAlias = Step | Token | Done

@@ -17,6 +17,7 @@ from mmrt.runtime.errors import BundleError
 from mmrt.runtime.manifest import (
     FORMAT,
     Array,
+    Autoregress,
     Choice,
     Count,
     Diffuse,
@@ -30,11 +31,24 @@ from mmrt.runtime.manifest import (
     Shape,
     Size,
     Stage,
+    Strings,
     Text,
+    TextOutput,
+    Token,
 )
 from mmrt.runtime.noise import GENERATORS
 from mmrt.version import __version__
 
+_OPTIONS: dict[str, tuple[type, ...]] = {  # the kinds of input that set an option; all others take whole numbers
+    "temperature": (Float,),
+    "top_p": (Float,),
+    "min_p": (Float,),
+    "typical_p": (Float,),
+    "length_penalty": (Float,),
+    "repetition_penalty": (Float,),
+    "early_stopping": (Choice,),
+    "stop": (Strings,),
+}
 _LARGEST = 2**31  # elements of an array in its fixed dimensions
 
 
@@ -95,7 +109,13 @@ class _Check:
         for name, output in self.manifest.outputs.items():
             where = f"$.outputs.{name}.from"
             self._require(output.source in self.made, where, f"no graph makes {output.source!r}")
-            self._fits(output.source, Array(dtype="uint8", shape=("batch", "height", "width", 3)), where, "a picture")
+            if isinstance(output, TextOutput):
+                self._file(output.file, f"$.outputs.{name}.file")
+                self._fits(output.source, _Shape("int64", (None, None)), where, "a text")
+            else:
+                pixels = Array(dtype="uint8", shape=("batch", "height", "width", 3))
+                self._fits(output.source, pixels, where, "a picture")
+                self._require(self.sized, where, "a picture needs an input of kind 'size'")
 
     @staticmethod
     def _require(condition: bool, where: str, what: str) -> None:
@@ -137,28 +157,47 @@ class _Check:
                 case Text():
                     for ids, tokenize in value.tokenize.items():
                         self._file(tokenize.file, f"{where}.tokenize.{ids}.file")
-                        self._require(ids not in self.made, f"{where}.tokenize.{ids}", f"{ids!r} is made twice")
-                        self.made[ids] = _Shape("int64", (None, tokenize.length))
+                        self._tokens((*tokenize.before, *tokenize.after), f"{where}.tokenize.{ids}")
+                        self._make(ids, _Shape("int64", (None, None if tokenize.mask else tokenize.length)), where)
+                        if tokenize.mask:
+                            self._make(tokenize.mask, _Shape("bool", (None, None)), where)
                     self._refers(value.negative, (Text,), f"{where}.negative")
                 case Image():
-                    self._require(value.array not in self.made, f"{where}.array", f"{value.array!r} is made twice")
-                    self.made[value.array] = _Shape("uint8", (None, None, None, 3))
-                    self._require(self.sized, where, "an image input needs an input of kind 'size'")
+                    height, width = (value.fit.height, value.fit.width) if value.fit else (None, None)
+                    self._make(value.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
+                    what = "an image input needs `fit`, or an input of kind 'size'"
+                    self._require(self.sized or value.fit is not None, where, what)
                 case Int() | Float():
                     self._require(
                         value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
                     )
                 case Choice():
                     self._require(value.default in value.choices, where, f"default {value.default!r} is not a choice")
+                    complete = not value.tokens or set(value.tokens) == set(value.choices)
+                    self._require(complete, f"{where}.tokens", "a choice with tokens has one for each of its names")
                 case Size():
                     legal = all(side % value.multiple == 0 and side <= value.max for side in value.default)
                     self._require(legal, where, f"default {value.default} is not a legal size")
                 case Seed():
                     self._refers(value.generator, (Choice,), f"{where}.generator")
-                    strangers = set(self._choices(value.generator)) - GENERATORS.keys()
-                    self._require(not strangers, f"{where}.generator", f"no generator is named {_names(strangers)}")
-                case Count():
+                    if value.generator is not None:
+                        strangers = set(self._choices(value.generator)) - GENERATORS.keys()
+                        self._require(not strangers, f"{where}.generator", f"no generator is named {_names(strangers)}")
+                case Count() | Strings():
                     pass
+
+    def _make(self, name: str, shape: _Shape, where: str) -> None:
+        self._require(name not in self.made, where, f"{name!r} is made twice")
+        self.made[name] = shape
+
+    def _tokens(self, tokens: Iterable[Token], where: str) -> None:
+        """Those that are names are names of choices with tokens."""
+        for token in tokens:
+            if isinstance(token, str):
+                self._refers(token, (Choice,), where)
+                choice = self.manifest.inputs[token]
+                known = isinstance(choice, Choice) and bool(choice.tokens)
+                self._require(known, where, f"the choice {token!r} has no tokens")
 
     def _refers(self, name: str | None, kinds: tuple[type, ...], where: str) -> None:
         if name is not None:
@@ -178,8 +217,10 @@ class _Check:
             self._refers(stage.when, (Image, Text), f"{where}.when")
             for name, shape in stage.draws.items():
                 self.made[name] = self._drawn(shape, f"{where}.draws.{name}")
-        else:
+        elif isinstance(stage, Diffuse):
             self._diffuse(where, stage)
+        else:
+            self._autoregress(where, stage)
         for name in stage.graphs:
             graph = self.manifest.graphs[name]
             missing = graph.inputs.keys() - self.made.keys()
@@ -189,6 +230,8 @@ class _Check:
             self.made |= {key: _Shape.of(array) for key, array in graph.outputs.items()}
         if isinstance(stage, Diffuse):
             self._prediction(where, stage)
+        if isinstance(stage, Autoregress):
+            self._logits(where, stage)
 
     def _diffuse(self, where: str, stage: Diffuse) -> None:
         latents = self._drawn(stage.latents, f"{where}.latents")
@@ -213,6 +256,51 @@ class _Check:
             self._require(fits, f"{where}.preview", f"{len(stage.preview)} rows do not fit {latents} of a given size")
         row = _Shape("float32", (None,))
         self.made |= {"latents": latents, "timestep": row, "guidance": row}
+
+    def _autoregress(self, where: str, stage: Autoregress) -> None:
+        for name, source in stage.conditions.items():
+            self._require(name in self.made, f"{where}.conditions", f"nothing makes {name!r}")
+            self._refers(source, (Text, Image), f"{where}.conditions.{name}")
+        for option, name in stage.options.items():
+            self._refers(name, _OPTIONS.get(option, (Int,)), f"{where}.options.{option}")
+        stopping = stage.options.get("early_stopping")
+        strangers = set(self._choices(stopping)) - {"no", "yes", "never"} if stopping else set()
+        self._require(not strangers, f"{where}.options.early_stopping", f"{_names(strangers)} are no ways to stop")
+        self._tokens((*stage.prompt, *stage.forced), where)
+        graphs = [self.manifest.graphs[name] for name in stage.graphs]
+        inputs = {name: array for graph in graphs for name, array in graph.inputs.items()}
+        outputs = {name: array for graph in graphs for name, array in graph.outputs.items()}
+        self._require(len(set(stage.caches.values())) == len(stage.caches), f"{where}.caches", "two become one output")
+        for old, new in stage.caches.items():
+            at = f"{where}.caches.{old}"
+            self._require(old in inputs and new in outputs, at, f"no graph takes {old!r} and makes {new!r}")
+            self._require(inputs[old] == outputs[new], at, f"{inputs[old]} becomes {outputs[new]}: wanted the same")
+            shape = inputs[old].shape
+            kinds = [isinstance(dim, int) for dim in shape]
+            legal = kinds == [False, True, False, True] and shape[0] != shape[2]
+            self._require(legal, at, f"{inputs[old]} is no cache (rows, heads, capacity, width)")
+            self._make(old, _Shape.of(inputs[old]), at)
+        self.made |= {"tokens": _Shape("int64", (None, None)), "positions": _Shape("int64", (None,))}
+        self.made["sequences"] = _Shape("int64", (None, None))
+
+    def _logits(self, where: str, stage: Autoregress) -> None:
+        """A graph of the loop makes them for a vocabulary that has all ids that the stage names."""
+        graphs = {name: self.manifest.graphs[name] for name in stage.graphs}
+        made = [graph.outputs["logits"] for graph in graphs.values() if "logits" in graph.outputs]
+        self._require(bool(made), f"{where}.graphs", "no graph makes 'logits'")
+        vocabulary = made[0].shape[-1]
+        legal = made[0].dtype == "float32" and len(made[0].shape) == 2 and isinstance(vocabulary, int)
+        self._require(legal, f"{where}.graphs", f"logits are made as {made[0]}, wanted float32(rows, vocabulary)")
+        for name, graph in graphs.items():
+            taken = graph.outputs.keys() & {"tokens", "positions", "sequences"}
+            self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
+        named = (*stage.prompt, *stage.forced, *stage.ends, *stage.suppressed, *stage.begin_suppressed)
+        ids = {*named, stage.pad, stage.forced_end if stage.forced_end is not None else 0}
+        choices = (self.manifest.inputs[token] for token in named if isinstance(token, str))
+        ids |= {token for choice in choices if isinstance(choice, Choice) for token in choice.tokens.values()}
+        assert isinstance(vocabulary, int)
+        strange = sorted(token for token in ids if isinstance(token, int) and token >= vocabulary)
+        self._require(not strange, where, f"tokens {strange[:3]} are not in the vocabulary of {vocabulary}")
 
     def _prediction(self, where: str, stage: Diffuse) -> None:
         """The graphs of the loop make it, like the latents, and take nothing away from the loop."""

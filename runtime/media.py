@@ -13,10 +13,12 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from mmrt.runtime.arrays import UInt8
 from mmrt.runtime.errors import RequestError
+from mmrt.runtime.manifest import Fit
 
 Picture: TypeAlias = Image.Image
 PictureLike: TypeAlias = "Picture | UInt8 | str | os.PathLike[str]"
 _TEXT_CHUNK = "mmrt"
+_LONGEST = 1 << 16  # pixels of a side after resizing
 
 
 def open_picture(source: PictureLike) -> Picture:
@@ -65,6 +67,23 @@ def to_array(picture: Picture, width: int, height: int) -> UInt8:
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(picture)
+
+
+def fit(picture: Picture, spec: Fit) -> UInt8:
+    """uint8 (height, width, 3) of the size that `spec` says, as transformers' image processors make it with Pillow."""
+    resample = Image.Resampling[spec.resample.upper()]
+    if spec.shortest is None:
+        return np.asarray(picture.resize((spec.width, spec.height), resample))
+    width, height = picture.size
+    short, long = min(width, height), max(width, height)
+    size = spec.shortest, int(spec.shortest * long / short)
+    if size[1] > _LONGEST:
+        raise RequestError(f"a picture of {width}x{height} is too long and thin: its sides are to be like 1:{_LONGEST}")
+    pixels = np.asarray(picture.resize(size if width <= height else size[::-1], resample))
+    top, left = (pixels.shape[0] - spec.height) // 2, (pixels.shape[1] - spec.width) // 2
+    padded = np.pad(pixels, [(max(-top, 0),) * 2, (max(-left, 0),) * 2, (0, 0)])
+    top, left = max(top, 0), max(left, 0)
+    return padded[top : top + spec.height, left : left + spec.width]
 
 
 def save_png(picture: Picture, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:

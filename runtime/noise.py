@@ -75,6 +75,14 @@ class TorchCpu:
             _make_normal(noise[-16:])
         return noise.reshape(shape)
 
+    def uniform(self) -> float:
+        """Draw what `torch.rand((), dtype=torch.float64, generator=...)` gives next: 53 bits of two words.
+
+        A normal that is left over from a draw below 16 goes on waiting.
+        """
+        high, low = self._twister.randint(0, 1 << 32, 2, np.uint32).tolist()
+        return _to_double(high, low)
+
     def _uniform(self, size: int) -> F32:
         """Draw float32 (size,) in [0, 1): the low 24 bits of a word each."""
         words = self._twister.randint(0, 1 << 24, size, np.uint32)

@@ -19,12 +19,13 @@ from mmrt.runtime.errors import BundleError, EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
 from mmrt.runtime.stages import Run
+from mmrt.runtime.stages.autoregress import autoregress
 from mmrt.runtime.stages.diffuse import diffuse, guided
 from mmrt.runtime.stages.once import once
-from mmrt.runtime.tokenizer import Tokenizer
+from mmrt.runtime.tokenizer import Detokenizer, Tokenizer
 from mmrt.version import __version__
 
-STAGES: dict[type, Any] = {manifest.Once: once, manifest.Diffuse: diffuse}
+STAGES: dict[type, Any] = {manifest.Once: once, manifest.Diffuse: diffuse, manifest.Autoregress: autoregress}
 DEVICES = ("cpu",)
 ENGINES = ("onnx",)
 
@@ -62,6 +63,11 @@ class Pipeline:
             for text in self.manifest.text_inputs().values()
             for ids, spec in text.tokenize.items()
         }
+        self._detokenizers = {
+            output.source: Detokenizer(bundle.file(output.file), output.clean)
+            for output in self.manifest.outputs.values()
+            if isinstance(output, manifest.TextOutput)
+        }
         self.engines.load(_always_used(self.manifest))
 
     def generate(self, *texts: str | list[str], **inputs: Any) -> Result:
@@ -72,7 +78,7 @@ class Pipeline:
         raise AssertionError("a stream ends with Done")
 
     def stream(self, *texts: str | list[str], **inputs: Any) -> Iterator[Event]:
-        """Answer a request step by step: `Step` events, then `Done` with the result. Leaving the loop cancels.
+        """Answer a request step by step: `Step` and `Token` events, then `Done` with the result. Leaving the loop cancels.
 
         inputs: values for the manifest's inputs by name; a positional text is the first input that wants one. Raises
         `RequestError` where the bundle cannot answer the request: at once, or before the first event where its sampler
@@ -85,7 +91,7 @@ class Pipeline:
 
     def arrays(self, **inputs: Any) -> dict[str, AnyArray]:
         """Answer a request, and give all named arrays as they are at its end, such as `latents` and `pixels`."""
-        run = Run(request.resolve(self.manifest, inputs))
+        run = self._start(request.resolve(self.manifest, inputs))
         for _ in self._run(run):
             pass
         return run.arrays
@@ -95,12 +101,17 @@ class Pipeline:
         return {name: f"{variant.engine} {variant.precision} on cpu" for name, variant in self.variants.items()}
 
     def _stream(self, request: Request) -> Iterator[Event]:
-        start = time.perf_counter()
-        run = Run(request)
+        run = self._start(request)
         yield from self._run(run)
-        outputs = {name: _finish(output, run) for name, output in self.manifest.outputs.items()}
-        timings = {"total": time.perf_counter() - start, "graphs": dict(run.seconds)}
-        yield Done(Result(outputs, [self._provenance(request, index) for index in range(request.batch)], timings))
+        outputs = {name: self._finish(output, run) for name, output in self.manifest.outputs.items()}
+        timings: dict[str, Any] = {"total": time.perf_counter() - run.started, "graphs": dict(run.seconds)}
+        if run.first_token is not None:
+            timings |= {"first_token": run.first_token, "tokens": run.tokens}
+        provenance = [self._provenance(request, index) for index in range(request.batch)]
+        yield Done(Result(outputs, provenance, timings, run.stopped))
+
+    def _start(self, request: Request) -> Run:
+        return Run(request, self._detokenizers.get("sequences"))
 
     def _run(self, run: Run) -> Iterator[Event]:
         self._condition(run)
@@ -112,7 +123,10 @@ class Pipeline:
         values = run.request.values
         for name, spec in self.manifest.inputs.items():
             if isinstance(spec, manifest.Image) and run.request.given(name):
-                run.arrays[spec.array] = np.stack(values[name])
+                pictures = {id(each): each for each in values[name]} if spec.fit else dict(enumerate(values[name]))
+                run.arrays[spec.array] = np.stack(list(pictures.values()))
+                places = {key: row for row, key in enumerate(pictures)}
+                run.rows[name] = np.array([places[id(each)] if spec.fit else row for row, each in enumerate(values[name])])
         two_rows = any(
             isinstance(stage, manifest.Diffuse) and guided(stage, run.request) for stage in self.manifest.program
         )
@@ -120,7 +134,21 @@ class Pipeline:
             texts = values[text.negative] + values[name] if text.negative and two_rows else values[name]
             distinct = {each: row for row, each in enumerate(dict.fromkeys(texts))}
             run.rows[name] = np.array([distinct[each] for each in texts])
-            run.arrays |= {ids: self._tokenizers[ids](list(distinct)) for ids in text.tokenize}
+            for ids, spec in text.tokenize.items():
+                run.arrays[ids], mask = self._tokenizers[ids](list(distinct), run.request.chosen)
+                if spec.mask:
+                    run.arrays[spec.mask] = mask
+
+    def _finish(self, output: manifest.Output, run: Run) -> list[Any]:
+        array = run.arrays[output.source]
+        if isinstance(output, manifest.TextOutput):
+            return [self._detokenizers[output.source].text(row) for row in array]
+        from mmrt.runtime import media  # pillow is needed for pictures only
+
+        wanted = (run.request.batch, run.request.height, run.request.width, 3)
+        if len(array) != wanted[0] or (wanted[1] and array.shape != wanted):
+            raise BundleError(f"{output.source} is {array.shape}, wanted {wanted}")
+        return media.pictures(array)
 
     def _named(self, texts: tuple[Any, ...]) -> dict[str, Any]:
         wanted = [name for name, value in self.manifest.inputs.items() if isinstance(value, manifest.Text)]
@@ -180,12 +208,3 @@ def _choose(name: str, graph: manifest.Graph, precision: str) -> manifest.Varian
             return variant
     offered = ", ".join(variant.precision for variant in graph.variants)
     raise EngineError(f"{name}: no variant of precision {precision!r}; the bundle has {offered}")
-
-
-def _finish(output: manifest.Output, run: Run) -> list[Any]:
-    from mmrt.runtime import media  # pillow is needed for pictures only
-
-    pixels, wanted = run.arrays[output.source], (run.request.batch, run.request.height, run.request.width, 3)
-    if len(pixels) != wanted[0] or (wanted[1] and pixels.shape != wanted):
-        raise BundleError(f"{output.source} is {pixels.shape}, wanted {wanted}")
-    return media.pictures(pixels)

@@ -27,10 +27,15 @@ SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
 
 @dataclass(frozen=True)
 class Request:
-    """`values` has each input's value; texts and pictures are lists with one for each of the `batch` results."""
+    """`values` has each input's value; texts and pictures are lists with one for each of the `batch` results.
+
+    Of the batch, each `count` results in a row are of one prompt. `chosen` has the token of each choice that has tokens.
+    """
 
     values: Mapping[str, Any]
+    chosen: Mapping[str, int]
     batch: int
+    count: int
     width: int
     height: int
     seeds: tuple[int, ...]
@@ -39,6 +44,10 @@ class Request:
     def given(self, name: str) -> bool:
         """Whether the input has a value."""
         return self.values[name] is not None
+
+    def tokens(self, tokens: Sequence[m.Token]) -> tuple[int, ...]:
+        """The ids: names of choices stand for the token that was chosen."""
+        return tuple(self.chosen[token] if isinstance(token, str) else token for token in tokens)
 
     def single(self, manifest: m.Manifest, index: int) -> dict[str, Any]:
         """The request that makes result `index` alone, as JSON values; a picture appears as its pixels' sha256."""
@@ -77,7 +86,7 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
     _, count = kinds.get(m.Count, (None, 1))
     batch = prompts * count
     width, height = _size_of(manifest, values)
-    _check_memory(manifest, batch, width, height)
+    _check_memory(manifest, values, batch, width, height)
     _resize(manifest, values, width, height)
     for name in lists:
         if (items := values[name]) is not None:
@@ -85,8 +94,13 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
     seed_spec, seed = kinds.get(m.Seed, (None, 0))
     if seed + batch - 1 not in SEEDS:
         raise RequestError(f"seed {seed} leaves no room for {batch} results: the last seed is {SEEDS.stop - 1}")
-    noise = values[seed_spec.generator] if isinstance(seed_spec, m.Seed) else "cpu"
-    return Request(values, batch, width, height, tuple(range(seed, seed + batch)), noise)
+    noise = values[seed_spec.generator] if isinstance(seed_spec, m.Seed) and seed_spec.generator else "cpu"
+    chosen = {
+        name: spec.tokens[values[name]]
+        for name, spec in manifest.inputs.items()
+        if isinstance(spec, m.Choice) and spec.tokens
+    }
+    return Request(values, chosen, batch, count, width, height, tuple(range(seed, seed + batch)), noise)
 
 
 def _common_length(lists: Mapping[str, list[Any] | None]) -> int:
@@ -109,12 +123,15 @@ def _size_of(manifest: m.Manifest, values: dict[str, Any]) -> tuple[int, int]:
 
 
 def _resize(manifest: m.Manifest, values: dict[str, Any], width: int, height: int) -> None:
-    """Make the pictures in `values` arrays of that size."""
+    """Make the pictures in `values` arrays of that size, or of the size that the input says."""
     for name, other in manifest.inputs.items():
         if isinstance(other, m.Image) and values[name] is not None:
             from mmrt.runtime import media  # pillow is needed for pictures only
 
-            values[name] = [media.to_array(picture, width, height) for picture in values[name]]
+            values[name] = [
+                media.fit(picture, other.fit) if other.fit else media.to_array(picture, width, height)
+                for picture in values[name]
+            ]
 
 
 def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str, Any]) -> tuple[int, int]:
@@ -122,7 +139,7 @@ def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str
         size: tuple[int, int] = values[name]
         return size
     for other, value in manifest.inputs.items():
-        if isinstance(value, m.Image) and values[other] is not None:
+        if isinstance(value, m.Image) and value.fit is None and values[other] is not None:
             width, height = (side - side % spec.multiple for side in values[other][0].size)
             if min(width, height) < spec.multiple or max(width, height) > spec.max:
                 raise RequestError(
@@ -133,10 +150,13 @@ def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str
     return spec.default
 
 
-def _check_memory(manifest: m.Manifest, batch: int, width: int, height: int) -> None:
-    """Refuse what cannot fit: noise, the loop's latents and the pictures are the least that a request needs."""
+def _check_memory(manifest: m.Manifest, values: Mapping[str, Any], batch: int, width: int, height: int) -> None:
+    """Refuse what cannot fit: noise, the loop's latents, caches and the pictures are the least that a request needs."""
     floats = 0
     for stage in manifest.program:
+        if isinstance(stage, m.Autoregress):
+            floats += _cache_floats(manifest, stage, values)
+            continue
         shapes = list(stage.draws.values()) if isinstance(stage, m.Once) else [stage.latents] * 3
         floats += sum(math.prod(dimensions(shape, width, height)) for shape in shapes)
     needed = batch * (4 * floats + 3 * width * height * len(manifest.outputs))
@@ -146,6 +166,14 @@ def _check_memory(manifest: m.Manifest, batch: int, width: int, height: int) -> 
             f"{batch} result{'s' * (batch > 1)}{each} need at least {needed / 1e9:,.0f} GB of memory, "
             f"this machine has {present / 1e9:,.0f} GB: ask for fewer or smaller ones"
         )
+
+
+def _cache_floats(manifest: m.Manifest, stage: m.Autoregress, values: Mapping[str, Any]) -> int:
+    """What the caches of one result come to hold."""
+    beams, tokens = (values[stage.options[name]] if name in stage.options else 1 for name in ("beams", "max_new_tokens"))
+    specs = {name: spec for graph in stage.graphs for name, spec in manifest.graphs[graph].inputs.items()}
+    widths = (math.prod(dim for dim in specs[name].shape if isinstance(dim, int)) for name in stage.caches)
+    return int(beams * (len(stage.prompt) + tokens) * sum(widths))
 
 
 @functools.cache
@@ -187,6 +215,8 @@ def _text(name: str, spec: m.Text, value: Any) -> list[str]:
 
 def _image(name: str, spec: m.Image, value: Any) -> list[Any] | None:
     if value is None:
+        if spec.required:
+            raise RequestError(f"{name} is missing: give a picture")
         return None
     from mmrt.runtime import media
 
@@ -194,6 +224,13 @@ def _image(name: str, spec: m.Image, value: Any) -> list[Any] | None:
     if not sources:
         raise RequestError(f"{name} is an empty list, wanted at least one picture")
     return [media.open_picture(source) for source in sources]
+
+
+def _strings(name: str, spec: m.Strings, value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else value or ()
+    if not isinstance(strings, tuple) or not all(isinstance(string, str) and string for string in strings):
+        raise RequestError(f"{name} is {value!r}, wanted texts that are not empty")
+    return strings
 
 
 def _int(name: str, spec: m.Int, value: Any) -> int:
@@ -264,11 +301,12 @@ _KINDS: dict[type, Callable[[str, Any, Any], Any]] = {
     m.Size: _size,
     m.Count: _count,
     m.Seed: _seed,
+    m.Strings: _strings,
 }
 
 
 def _as_json(value: Any) -> Any:
-    return value if isinstance(value, str | int | float) else f"sha256:{_pixels_sha256(value)}"
+    return value if isinstance(value, str | int | float | tuple) else f"sha256:{_pixels_sha256(value)}"
 
 
 def _pixels_sha256(pixels: UInt8) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from mmrt.runtime import manifest
@@ -24,8 +25,13 @@ class Engine(Protocol):
         """
         ...
 
-    def bind(self, arrays: Mapping[str, AnyArray]) -> tuple[Callable[[], None], dict[str, AnyArray]]:
-        """A call that reads `arrays` where they lie and writes into the outputs returned, for loops; one thread's."""
+    def bind(
+        self, arrays: Mapping[str, AnyArray], into: Mapping[str, AnyArray] = MappingProxyType({})
+    ) -> tuple[Callable[[], None], dict[str, AnyArray]]:
+        """A call that reads `arrays` where they lie and writes into the outputs returned, for loops; one thread's.
+
+        `into` gives some outputs their place, which may be an input's: the graph then changes that in place.
+        """
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnxruntime as ort
@@ -52,18 +53,29 @@ class OnnxEngine:
             raise BundleError(f"{problem}, as the manifest says")
         return named
 
-    def bind(self, arrays: Mapping[str, AnyArray]) -> tuple[Callable[[], None], dict[str, AnyArray]]:
+    def bind(
+        self, arrays: Mapping[str, AnyArray], into: Mapping[str, AnyArray] = MappingProxyType({})
+    ) -> tuple[Callable[[], None], dict[str, AnyArray]]:
         """See `Engine.bind`."""
         sizes = self._check(arrays)
         outputs: dict[str, AnyArray] = {
-            name: np.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
+            name: into[name]
+            if name in into
+            else np.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
             for name, spec in self.outputs.items()
         }
+        if problem := mismatch(self.graph, "output", self.outputs, outputs, sizes):
+            raise BundleError(f"{problem}, as the manifest says")
+        bound: dict[int, ort.OrtValue] = {}  # an array on both sides is one value: that is what "in place" means to it
+
+        def value(array: AnyArray) -> ort.OrtValue:
+            return bound.setdefault(id(array), ort.OrtValue.ortvalue_from_numpy(array))
+
         binding = self._session.io_binding()
         for name in self.inputs:
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(arrays[name]))
+            binding.bind_ortvalue_input(name, value(arrays[name]))
         for name, array in outputs.items():
-            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+            binding.bind_ortvalue_output(name, value(array))
 
         def call() -> None:
             try:

@@ -1,0 +1,167 @@
+"""transformers' decoders as graphs over caches that the caller owns: one graph for the prompt and for every step.
+
+A decoder's own code runs unchanged. It meets a cache whose layers write with ONNX's `TensorScatter`, and a mask that
+says which of the cache's places a token may look at. Arrays are named by layer: `key_0`, `value_0`, ... hold what was
+written so far, `new_key_0`, ... the same with the newest; `cross_key_0`, ... belong to the source.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
+
+from mmrt.export.recipe import Graph
+
+OPSET = 24  # the first with TensorScatter
+
+
+def names(prefix: str, layers: int) -> tuple[str, ...]:
+    """The arrays of a cache: keys and values, layer by layer."""
+    return tuple(f"{prefix}{kind}_{layer}" for layer in range(layers) for kind in ("key", "value"))
+
+
+def new_names(layers: int) -> dict[str, str]:
+    """The manifest's `caches`: which output is the new content of which input."""
+    return dict(zip(names("", layers), names("new_", layers), strict=True))
+
+
+class _Written(DynamicLayer):  # type: ignore[misc]
+    """A layer whose buffers (rows, heads, capacity, width) take new keys and values at each row's position."""
+
+    def __init__(self, keys: Any, values: Any, positions: Any) -> None:
+        super().__init__()
+        self.keys, self.values, self.positions = keys, values, positions
+        self.is_initialized = True
+
+    def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        self.keys, self.values = self._write(self.keys, keys), self._write(self.values, values)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> Any:
+        return self.positions[0]  # rows go in step
+
+    def _write(self, past: Any, new: Any) -> Any:
+        return torch.onnx.ops.symbolic(
+            "TensorScatter",
+            (past, new, self.positions),
+            {"axis": -2, "mode": "linear"},
+            dtype=past.dtype,
+            shape=past.shape,
+            version=OPSET,
+        )
+
+
+class _Given(DynamicLayer):  # type: ignore[misc]
+    """A layer of cross-attention, computed before."""
+
+    def __init__(self, keys: Any, values: Any) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return 1  # anything but 0: it is filled
+
+
+def _pairs(arrays: dict[str, Any], prefix: str) -> list[tuple[Any, Any]]:
+    layers = sum(name.startswith(f"{prefix}key_") for name in arrays)
+    return [(arrays[f"{prefix}key_{layer}"], arrays[f"{prefix}value_{layer}"]) for layer in range(layers)]
+
+
+def visible(positions: Any, length: int, capacity: int) -> Any:
+    """bool (rows, 1, length, capacity): a token sees what was written up to itself."""
+    at = positions[:, None] + torch.arange(length)
+    return (torch.arange(capacity)[None, None, :] <= at[:, :, None])[:, None]
+
+
+def spread(mask: Any, length: int) -> Any:
+    """bool (rows, source) -> (rows, 1, length, source): every one of `length` tokens sees the same."""
+    return mask[:, None, None, :].expand(-1, 1, length, -1)
+
+
+class Seq2Seq(torch.nn.Module):  # type: ignore[misc]
+    """An encoder-decoder model called as a language model with cross-attention is."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Any, attention_mask: Any, encoder_hidden_states: Any, encoder_attention_mask: Any, **rest: Any
+    ) -> Any:
+        return self.model(
+            decoder_input_ids=input_ids,
+            decoder_attention_mask=attention_mask,
+            encoder_outputs=(encoder_hidden_states,),
+            attention_mask=encoder_attention_mask,
+            **rest,
+        )
+
+
+def cross_attention(decoder: Any, states: Any) -> tuple[Any, ...]:
+    """Encoder states (rows, source, width) -> each layer's keys and values of them, (rows, heads, source, head width).
+
+    The decoder runs on one token and fills its own cache; of that run only the projections remain in a graph.
+    """
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    decoder(
+        input_ids=torch.zeros(states.shape[0], 1, dtype=torch.int64),
+        attention_mask=torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool),
+        encoder_hidden_states=states,
+        encoder_attention_mask=torch.ones(states.shape[0], 1, 1, states.shape[1], dtype=torch.bool),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return tuple(array for layer in cache.cross_attention_cache.layers for array in (layer.keys, layer.values))
+
+
+class Decoder(torch.nn.Module):  # type: ignore[misc]
+    """tokens int64 (rows, sequence), positions int64 (rows,), source_mask bool (rows, source) where sources differ in
+    length, cross keys and values, caches -> logits float32 (rows, vocabulary) after the last token, new caches.
+    """
+
+    def __init__(self, decoder: Any, states_width: int) -> None:
+        super().__init__()
+        self.decoder, self.states_width = decoder, states_width
+
+    def forward(self, tokens: Any, positions: Any, **arrays: Any) -> tuple[Any, ...]:
+        rows, length = tokens.shape
+        past, cross = _pairs(arrays, ""), _pairs(arrays, "cross_")
+        source, capacity = cross[0][0].shape[2], past[0][0].shape[2]
+        written = Cache(layers=[_Written(keys, values, positions) for keys, values in past])
+        given = Cache(layers=[_Given(keys, values) for keys, values in cross])
+        mask = arrays["source_mask"] if "source_mask" in arrays else torch.ones(rows, source, dtype=torch.bool)
+        logits = self.decoder(
+            input_ids=tokens,
+            attention_mask=visible(positions, length, capacity),
+            encoder_hidden_states=torch.zeros(rows, 1, self.states_width),  # not looked at: its keys are given
+            encoder_attention_mask=spread(mask, length),
+            past_key_values=EncoderDecoderCache(written, given),
+            use_cache=True,
+        ).logits
+        return (logits[:, -1], *(array for layer in written.layers for array in (layer.keys, layer.values)))
+
+
+def decoder_graph(decoder: Any, states_width: int, masked: bool) -> tuple[Graph, int]:
+    """The graph of a decoder with cross-attention to states of that width, and the number of its layers."""
+    with torch.no_grad():
+        probe = cross_attention(decoder, torch.zeros(1, 2, states_width))
+    layers, (_, heads, _, head_width) = len(probe) // 2, probe[0].shape
+    rows, source, capacity = 2, 7, 32
+    cross = {name: torch.zeros(rows, heads, source, head_width) for name in names("cross_", layers)}
+    past = {name: torch.zeros(rows, heads, capacity, head_width) for name in names("", layers)}
+    mask = {"source_mask": torch.ones(rows, source, dtype=torch.bool)} if masked else {}
+    free: dict[str, dict[int, str]] = {
+        "tokens": {0: "rows", 1: "sequence"},
+        "positions": {0: "rows"},
+        "source_mask": {0: "rows", 1: "source"},
+        "logits": {0: "rows"},
+    }
+    free |= {name: {0: "rows", 2: "source"} for name in cross}
+    free |= {name: {0: "rows", 2: "capacity"} for old in past for name in (old, f"new_{old}")}
+    tokens = torch.zeros(rows, 3, dtype=torch.int64)
+    inputs = {"tokens": tokens, "positions": torch.zeros(rows, dtype=torch.int64), **mask, **cross, **past}
+    outputs = ("logits", *names("new_", layers))
+    return Graph(Decoder(decoder, states_width), inputs, outputs, free, opset=OPSET), layers

@@ -1,0 +1,203 @@
+"""How raw logits become the scores of the next token, in the order and with the numbers of transformers' generate().
+
+Nothing here writes into its arguments. Scores are float32; a token that cannot come has the score -inf. `histories` are
+the tokens of every row, prompt and all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from mmrt.runtime.arrays import Float32, Int64
+
+if TYPE_CHECKING:
+    from mmrt.runtime.search import Rules
+
+LEAST = np.float32(-np.inf)
+
+
+def process(scores: Float32, rules: Rules, histories: Sequence[Int64], new: int) -> Float32:
+    """The scores (rows, vocabulary) under the rules that hold however a token is chosen; `new` tokens came so far.
+
+    The same array comes back where no rule has anything to say.
+    """
+    if rules.repetition_penalty != 1:
+        scores = repetition_penalty(scores, histories, rules.repetition_penalty)
+    if rules.no_repeat_ngram_size:
+        scores = no_repeat_ngram(scores, histories, rules.no_repeat_ngram_size)
+    if new < rules.min_new_tokens and rules.ends:
+        scores = forbid(scores, rules.ends)
+    if new < len(rules.forced):
+        scores = force(scores, rules.forced[new])
+    if new == rules.max_new_tokens - 1 and rules.forced_end is not None:
+        scores = force(scores, rules.forced_end)
+    suppressed = rules.suppressed
+    if new == len(rules.forced):
+        suppressed += rules.begin_suppressed
+    return forbid(scores, suppressed) if suppressed else scores
+
+
+def warp(scores: Float32, rules: Rules) -> Float32:
+    """The scores (vocabulary,) of one row that a token is to be drawn from."""
+    if rules.temperature != 1:
+        scores = temperature(scores, rules.temperature)
+    if rules.top_k:
+        scores = top_k(scores, rules.top_k)
+    if rules.top_p < 1:
+        scores = top_p(scores, rules.top_p)
+    if rules.min_p > 0:
+        scores = min_p(scores, rules.min_p)
+    if rules.typical_p < 1:
+        scores = typical_p(scores, rules.typical_p)
+    return scores
+
+
+# ---------------------------------------------------------------- all rows at once, (rows, vocabulary)
+
+
+def repetition_penalty(scores: Float32, histories: Sequence[Int64], penalty: float) -> Float32:
+    """Every token that came before: a score below 0 times `penalty`, any other divided by it.
+
+    Equal to `RepetitionPenaltyLogitsProcessor` (arXiv 1909.05858, section 4.1).
+    """
+    scores, factor = scores.copy(), np.float32(penalty)
+    for row, tokens in zip(scores, histories, strict=True):
+        seen = tokens[tokens < len(row)]  # a prompt may hold tokens that the model reads and never writes
+        before = row[seen]
+        row[seen] = np.where(before < 0, before * factor, before / factor)
+    return scores
+
+
+def no_repeat_ngram(scores: Float32, histories: Sequence[Int64], size: int) -> Float32:
+    """Forbid what would end a run of `size` tokens that came before. Equal to `NoRepeatNGramLogitsProcessor`."""
+    scores = scores.copy()
+    for row, tokens in zip(scores, histories, strict=True):
+        if len(tokens) >= size:
+            runs = sliding_window_view(tokens, size)
+            again = runs[(runs[:, :-1] == tokens[len(tokens) + 1 - size :]).all(axis=1), -1]
+            row[again[again < len(row)]] = LEAST
+    return scores
+
+
+def forbid(scores: Float32, tokens: Iterable[int]) -> Float32:
+    """Forbid `tokens`; one that is not in the vocabulary is none of it.
+
+    Equal to `SuppressTokensLogitsProcessor`, and while their time is to `SuppressTokensAtBeginLogitsProcessor` and
+    `MinNewTokensLengthLogitsProcessor`.
+    """
+    scores = scores.copy()
+    scores[:, [token for token in tokens if 0 <= token < scores.shape[1]]] = LEAST
+    return scores
+
+
+def force(scores: Float32, token: int) -> Float32:
+    """Forbid all but `token`, whose score is 0.
+
+    Equal, while their time is, to `ForcedBOSTokenLogitsProcessor` and `ForcedEOSTokenLogitsProcessor`.
+    """
+    scores = np.full_like(scores, LEAST)
+    scores[:, token] = 0
+    return scores
+
+
+# ---------------------------------------------------------------- one row that is drawn from, (vocabulary,)
+
+
+def temperature(scores: Float32, temperature: float) -> Float32:
+    """Flatten (above 1) or sharpen (below 1). Equal to `TemperatureLogitsWarper`."""
+    return scores / np.float32(temperature)
+
+
+def top_k(scores: Float32, count: int) -> Float32:
+    """Keep the `count` best, and their equals. Equal to `TopKLogitsWarper`."""
+    last = top(scores, min(count, len(scores)))[-1]
+    return np.where(scores < scores[last], LEAST, scores)
+
+
+def top_p(scores: Float32, mass: float) -> Float32:
+    """Drop the least likely that have a probability of 1 - `mass` together at most, but never all.
+
+    Equal to `TopPLogitsWarper` (arXiv 1904.09751, section 3.1).
+    """
+    probabilities, limit = _softmax(scores), 1 - mass
+    likely = probabilities >= limit / len(scores) / 2  # all the others together are below the limit
+    few = np.flatnonzero(likely)
+    order = few[np.argsort(scores[few], kind="stable")]
+    below = probabilities[~likely].sum(dtype=np.float64) + np.cumsum(probabilities[order], dtype=np.float64)
+    dropped = np.searchsorted(below.astype(np.float32), np.float32(limit), "right")
+    return _only(scores, order[min(dropped, len(order) - 1) :])
+
+
+def min_p(scores: Float32, share: float) -> Float32:
+    """Drop what is less likely than `share` times the most likely. Equal to `MinPLogitsWarper` (arXiv 2407.01082)."""
+    probabilities = _softmax(scores)
+    return np.where(probabilities < np.float32(share) * probabilities.max(), LEAST, scores)
+
+
+def typical_p(scores: Float32, mass: float) -> Float32:
+    """Keep those whose information is nearest to the mean until they have `mass` together, and their equals.
+
+    Equal to `TypicalLogitsWarper` (arXiv 2202.00666, equation 10).
+    """
+    possible = np.flatnonzero(scores > LEAST)
+    information = -log_softmax(scores[possible])
+    probabilities = np.exp(-information)
+    away = np.abs(information - (information * probabilities).sum())
+    order = np.argsort(away, kind="stable")
+    together = np.cumsum(probabilities[order], dtype=np.float64).astype(np.float32)
+    last = min(np.searchsorted(together, np.float32(mass)), len(order) - 1)
+    return _only(scores, possible[away <= away[order[last]]])
+
+
+def draw(scores: Float32, uniform: float) -> int:
+    """The token at which the cumulative distribution, in the vocabulary's order, passes `uniform` of [0, 1).
+
+    It never has the probability 0. Where a score is not a number, or every token is forbidden, it is argmax's.
+    """
+    best = int(scores.argmax())
+    if not np.isfinite(scores[best]):
+        return best
+    possible = np.flatnonzero(scores > LEAST)
+    total = np.cumsum(np.exp(scores[possible].astype(np.float64) - scores[best]))
+    passes = np.searchsorted(total, uniform * total[-1], "right")
+    last = np.searchsorted(total, total[-1])  # a uniform that is 1 but for rounding ends here
+    return int(possible[min(passes, last)])
+
+
+def _only(scores: Float32, kept: Int64) -> Float32:
+    only = np.full_like(scores, LEAST)
+    only[kept] = scores[kept]
+    return only
+
+
+def _softmax(scores: Float32) -> Float32:
+    weights: Float32 = np.exp(scores - scores.max())
+    weights /= weights.sum()
+    return weights
+
+
+# ---------------------------------------------------------------- either
+
+
+def log_softmax(scores: Float32) -> Float32:
+    """The logarithms of the probabilities, over the last axis."""
+    shifted: Float32 = scores - scores.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def top(scores: Float32, count: int) -> Int64:
+    """Where the `count` largest of (n,) are, falling, and of equals the first ones first.
+
+    Equal to `torch.topk` but for equals. The largest of each of many columns bound the last of them from below, which
+    leaves few to sort.
+    """
+    depth = max(1, min(64, len(scores) // (8 * count)))
+    columns = scores[: len(scores) // depth * depth].reshape(depth, -1).max(axis=0)
+    bound = np.partition(columns, -count)[-count]
+    found = np.flatnonzero(~(scores < bound))
+    return found[np.argsort(-scores[found], kind="stable")[:count]]
