@@ -41,7 +41,7 @@ class Checkpoint:
         if not self.path.exists():
             raise ExportError(f"{self.path}: no such checkpoint; checkpoints are local folders")
         if not self.path.is_dir():
-            raise ExportError(f"{self.path}: not a folder; checkpoints are folders in the layout of diffusers")
+            raise ExportError(f"{self.path}: not a folder; checkpoints are folders in the layout of diffusers or transformers")
         for name, kind in INDEXES.items():
             if (self.path / name).is_file():
                 self.kind = kind
@@ -54,6 +54,12 @@ class Checkpoint:
     def name(self) -> str:
         """The folder's name."""
         return self.path.resolve().name
+
+    @property
+    def architecture(self) -> str | None:
+        """The class of transformers that a checkpoint of its kind is of."""
+        found = self.index.get("architectures")
+        return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else None
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file that holds an object. Raises `ExportError` naming the file."""

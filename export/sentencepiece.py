@@ -1,6 +1,7 @@
 """The tokenizers that transformers has as sentencepiece files only, as files of the `tokenizers` library.
 
-Their ids are not those of the .spm file: a vocab.json gives them. `mmrt.runtime.sentencepiece` says how a file keeps both.
+Their ids are not those of the .spm file: a vocab.json gives them. `mmrt.runtime.sentencepiece` says how one file keeps
+both.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
 
 
-def source(tokenizer: Any) -> tokenizers.Tokenizer:
+def source(tokenizer: Any, codes: bool) -> tokenizers.Tokenizer:
     """What finds the tokens of a text, without the special ones around it, as MarianTokenizer or M2M100Tokenizer does.
 
+    codes: whether a text may begin with Marian's `>>deu<<`.
     Raises `ExportError` where the .spm file wants what this mmrt does not know.
     """
     marian = hasattr(tokenizer, "spm_source")
@@ -29,7 +31,9 @@ def source(tokenizer: Any) -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(_model(proto, ids, tokenizer.unk_token))
     if charsmap := proto.normalizer_spec.precompiled_charsmap:
         made.normalizer = normalizers.Precompiled(charsmap)
-    if marian:
+    if marian and codes:
+        if tokenizer.supported_language_codes and proto.trainer_spec.model_type == _BPE:
+            raise ExportError("tokenizer: the .spm file joins pairs (BPE), so codes such as '>>deu<<' are no pieces")
         made.pre_tokenizer = pre_tokenizers.Split(Regex(sentencepiece.CODES), "isolated")
     made.add_tokens(_added(tokenizer))
     return made
@@ -66,10 +70,10 @@ def _separate(tokenizer: Any) -> bool:
 
 
 def _proto(spm: Any) -> Any:
-    """The .spm file's content. Raises `ExportError` for settings that change what `normalized` or the model would do."""
-    from sentencepiece import sentencepiece_model_pb2
+    """The .spm file's content. Raises `ExportError` for settings that the runtime does not follow."""
+    from sentencepiece import sentencepiece_model_pb2 as messages
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(spm.serialized_model_proto())
+    proto: Any = messages.ModelProto.FromString(spm.serialized_model_proto())  # type: ignore[attr-defined]
     normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
     odd = {
         "add_dummy_prefix off": not normalizer.add_dummy_prefix,
@@ -94,7 +98,7 @@ def _model(proto: Any, ids: Mapping[str, int], unknown: str) -> Any:
         raise ExportError(f"tokenizer: the .spm file has {missing[0]!r} in longer pieces only")
     if odd := [piece for piece in pieces if " " in piece or not piece]:
         raise ExportError(f"tokenizer: the .spm file has the piece {odd[0]!r}, which has a blank")
-    first = [(f"  {unknown}", 0.0), *pieces.items(), (sentencepiece.MARK, 0.0)]
+    first = [(f"  {unknown}", 0.0), (" ", 0.0), *pieces.items(), (sentencepiece.MARK, 0.0)]
     texts = {token: text for text, token in ids.items()}
     if len(texts) < len(ids):
         raise ExportError("tokenizer: two tokens of the vocabulary have the same id")

@@ -1,17 +1,23 @@
-"""A transformers tokenizer as one file of the `tokenizers` library, proved to give the same ids."""
+"""A transformers tokenizer as files of the `tokenizers` library, proved to give the same ids and the same texts."""
 
 from __future__ import annotations
 
+import json
+import random
+import re
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import tokenizers
 
+from mmrt.export import sentencepiece
 from mmrt.export.quiet import quiet
-from mmrt.runtime.errors import ExportError
-from mmrt.runtime.manifest import Tokenize
-from mmrt.runtime.tokenizer import Tokenizer
+from mmrt.runtime.errors import BundleError, ExportError
+from mmrt.runtime.manifest import TextOutput, Token, Tokenize
+from mmrt.runtime.tokenizer import Detokenizer, Tokenizer
 
 PROBES = (
     "",
@@ -27,38 +33,189 @@ PROBES = (
     "x" * 400,
     "many words " * 100,
     "\U0001d518\U0001d52b\U0001d526 \U0010ffff \ue000",
+    "  blanks  at both  ends \u3000 ",
+    "e\u0302\u0301 ﬁ\u0301 \u1112\u1161\u11ab \u09c7\u09be Å\u0323",
+    ">>deu<< a language first, >>deu<< and in the middle",
+    "a . b , c ? d ! n't ' s 've",
 )
+_SPM_ONLY = ("MarianTokenizer", "M2M100Tokenizer")
+_LONGEST = 2**20
+_ROW = 64  # tokens that are decoded together for a comparison
+_NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+_Read = TypeVar("_Read")
 
 
 def tokenizer_file(tokenizer: Any, path: str) -> tuple[bytes, Tokenize]:
-    """The file's content and the manifest's entry for it, which says that it is at `path` in the bundle.
+    """The content of the file at `path` in the bundle, and the manifest's entry for it: texts all of one length.
 
     Raises `ExportError` where the tokenizer cannot be said so, or gives other ids for one of `PROBES`.
     """
     spec = Tokenize(file=path, length=tokenizer.model_max_length, pad=tokenizer.pad_token_id)
+    content = _content(_fast(tokenizer))
+    ours = _read(content, lambda file: Tokenizer(file, spec))
+    with quiet():
+        found = ours(PROBES)[0].tolist()
+        wanted = tokenizer(list(PROBES), padding="max_length", max_length=spec.length, truncation=True)["input_ids"]
+    _same_ids(PROBES, found, wanted)
+    return content, spec
+
+
+def languages(tokenizer: Any) -> dict[str, int]:
+    """The languages of a multilingual tokenizer, as a user names them, and their tokens; none for other tokenizers."""
+    if codes := getattr(tokenizer, "supported_language_codes", None):  # Marian's, such as ">>deu<<"
+        return {code[2:-2]: tokenizer.encoder[code] for code in sorted(codes)}
+    if not hasattr(tokenizer, "set_src_lang_special_tokens"):
+        return {}
+    found = getattr(tokenizer, "lang_code_to_id", None) or {  # mBART, mBART-50, M2M100; else NLLB
+        code: token for code, token in tokenizer.get_added_vocab().items() if _NLLB_CODE.fullmatch(code)
+    }
+    return {str(code): int(token) for code, token in sorted(found.items())}
+
+
+def source_tokenizer(
+    tokenizer: Any, path: str, length: int, mask: str, language: str | None = None
+) -> tuple[bytes, Tokenize]:
+    """The content of the file at `path`, and the manifest's entry for it: texts up to `length` tokens, with a mask.
+
+    language: the name of the input that chooses one of `languages(tokenizer)`; its token stands before or after the
+    text. It is the source's language, but the target's for Marian. Without, a tokenizer keeps to the language that it
+    is set to, and Marian to what a text says first, `>>deu<<`. Raises `ExportError` where the tokenizer cannot be said
+    so, or gives other ids for one of `PROBES`.
+    """
+    known = languages(tokenizer) if language is not None else {}
+    if language is not None and not known:
+        raise ExportError(f"tokenizer: {type(tokenizer).__name__} has no languages to choose from")
+    spm_only = type(tokenizer).__name__ in _SPM_ONLY
+    fast = sentencepiece.source(tokenizer, codes=language is None) if spm_only else _fast(tokenizer)
+    before, after = _around(tokenizer, known, language)
+    if before or after:
+        fast.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
+    pad = next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
+    spec = Tokenize(file=path, length=length, pad=pad, mask=mask, before=before, after=after)
+    content = _content(fast)
+    ours = _read(content, lambda file: Tokenizer(file, msgspec.structs.replace(spec, length=_LONGEST)))
+    _prove_source(tokenizer, ours, known, language or "")
+    return content, spec
+
+
+def target_tokenizer(tokenizer: Any, path: str, source: str = "sequences") -> tuple[bytes, TextOutput]:
+    """The content of the file at `path`, and the manifest's entry for texts made with it of the ids `source`.
+
+    Raises `ExportError` where the tokenizer cannot be said so, or decodes any of its tokens otherwise.
+    """
+    fast = sentencepiece.target(tokenizer) if type(tokenizer).__name__ in _SPM_ONLY else _fast(tokenizer)
+    clean = bool(tokenizer.clean_up_tokenization_spaces)
+    if type(fast.model).__name__ == "BPE":  # transformers 5 does not clean these, if not told to by all means
+        clean &= getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True)
+    silent = _timestamps(tokenizer)
+    content = _silenced(_content(fast), silent)
+    _prove_target(tokenizer, _read(content, lambda file: Detokenizer(file, clean)), silent)
+    return content, TextOutput(source=source, file=path, clean=clean)
+
+
+def _timestamps(tokenizer: Any) -> set[str]:
+    """Whisper's tokens for times, which transformers takes out of the text: here they never get into it."""
+    if (pattern := getattr(tokenizer, "timestamp_pat", None)) is None:
+        return set()
+    return {token for token in tokenizer.get_added_vocab() if pattern.fullmatch(token)}
+
+
+def _silenced(content: bytes, silent: set[str]) -> bytes:
+    if not silent:
+        return content
+    file = json.loads(content)
+    for token in file["added_tokens"]:
+        token["special"] |= token["content"] in silent
+    return json.dumps(file, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _around(
+    tokenizer: Any, known: Mapping[str, int], language: str | None
+) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
+    """What stands before and after a text, where the file does not say so itself."""
+    if hasattr(tokenizer, "spm_source"):
+        return () if language is None else (language,), (tokenizer.eos_token_id,)
+    if not hasattr(tokenizer, "set_src_lang_special_tokens"):
+        return (), ()
+    around = tokenizer.prefix_tokens, tokenizer.suffix_tokens
+    if language is None:
+        return tuple(around[0]), tuple(around[1])
+    present = known[tokenizer.src_lang]
+    before, after = (tuple(language if token == present else token for token in tokens) for tokens in around)
+    if language not in before + after:
+        raise ExportError(f"tokenizer: no token for the source language {tokenizer.src_lang!r} stands around a text")
+    return before, after
+
+
+def _fast(tokenizer: Any) -> tokenizers.Tokenizer:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:  # transformers before version 5 also has tokenizers in Python
         from transformers.convert_slow_tokenizer import convert_slow_tokenizer
 
         fast = convert_slow_tokenizer(tokenizer)
-    copy = tokenizers.Tokenizer.from_str(fast.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    content = copy.to_str(pretty=False).encode()
-    _compare(tokenizer, content, spec)
-    return content, spec
+    return tokenizers.Tokenizer.from_str(fast.to_str())
 
 
-def _compare(tokenizer: Any, content: bytes, spec: Tokenize) -> None:
+def _content(fast: tokenizers.Tokenizer) -> bytes:
+    fast.no_truncation()
+    fast.no_padding()
+    content: str = fast.to_str(pretty=False)
+    return content.encode()
+
+
+def _read(content: bytes, read: Callable[[Path], _Read]) -> _Read:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
         file.write_bytes(content)
-        ours = Tokenizer(file, spec)
-    with quiet():
-        found = ours(PROBES).tolist()
-        wanted = tokenizer(list(PROBES), padding="max_length", max_length=spec.length, truncation=True)["input_ids"]
-    for text, ids, theirs in zip(PROBES, found, wanted, strict=True):
+        try:
+            return read(file)
+        except BundleError as error:
+            raise ExportError(f"tokenizer: {str(error).removeprefix(f'{file}: ')}") from None
+
+
+def _prove_source(tokenizer: Any, ours: Tokenizer, known: Mapping[str, int], language: str) -> None:
+    special = sorted(set(tokenizer.all_special_tokens))[:20]
+    probes = [*PROBES, *(f"one {token} two{token}three" for token in special)]
+    for code in [*known][:2] or [""]:
+        with quiet():
+            ids, mask = ours(probes, {language: known[code]} if code else {})
+            wanted = _their_ids(tokenizer, probes, code)
+        _same_ids(probes, [row[own].tolist() for row, own in zip(ids, mask, strict=True)], wanted)
+
+
+def _their_ids(tokenizer: Any, texts: Sequence[str], code: str) -> list[list[int]]:
+    """What transformers makes of texts of a language, if one is said."""
+    if not code:
+        return [tokenizer(text)["input_ids"] for text in texts]
+    if hasattr(tokenizer, "spm_source"):
+        return [tokenizer(f">>{code}<<{text}")["input_ids"] for text in texts]
+    before, tokenizer.src_lang = tokenizer.src_lang, code
+    try:
+        return [tokenizer(text)["input_ids"] for text in texts]
+    finally:
+        tokenizer.src_lang = before
+
+
+def _same_ids(texts: Sequence[str], found: Sequence[list[int]], wanted: Sequence[list[int]]) -> None:
+    for text, ids, theirs in zip(texts, found, wanted, strict=True):
         if ids != theirs:
+            at = next((place for place, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), len(ids))
             raise ExportError(
-                f"tokenizer: {text[:40]!r} gives the ids {ids[:8]}..., transformers gives {theirs[:8]}..."
+                f"tokenizer: {text[:40]!r} gives the ids {ids[at : at + 8]}... from the {at}th on, "
+                f"transformers gives {theirs[at : at + 8]}..."
             )
+
+
+def _prove_target(tokenizer: Any, ours: Detokenizer, silent: set[str]) -> None:
+    """Every token, among others by chance, and the probes. Silent tokens by themselves: where one stands within a
+    character's bytes, transformers has made two signs of them before it takes the token out."""
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted({token for text, token in vocabulary.items() if text not in silent})
+    random.Random(0).shuffle(tokens)
+    rows = [tokens[start : start + _ROW] for start in range(0, len(tokens), _ROW)]
+    with quiet():
+        rows += [[vocabulary[text] for text in silent], *(tokenizer(probe)["input_ids"] for probe in PROBES)]
+        for row in rows:
+            found, wanted = ours.text(row), tokenizer.decode(row, skip_special_tokens=True)
+            if found != wanted:
+                raise ExportError(f"tokenizer: {row[:8]}... gives {found[:80]!r}, transformers gives {wanted[:80]!r}")

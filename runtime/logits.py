@@ -115,7 +115,7 @@ def temperature(scores: Float32, temperature: float) -> Float32:
 def top_k(scores: Float32, count: int) -> Float32:
     """Keep the `count` best, and their equals. Equal to `TopKLogitsWarper`."""
     last = top(scores, min(count, len(scores)))[-1]
-    return np.where(scores < scores[last], LEAST, scores)
+    return _only(scores, np.flatnonzero(scores >= scores[last]))
 
 
 def top_p(scores: Float32, mass: float) -> Float32:
@@ -123,19 +123,20 @@ def top_p(scores: Float32, mass: float) -> Float32:
 
     Equal to `TopPLogitsWarper` (arXiv 1904.09751, section 3.1).
     """
-    probabilities, limit = _softmax(scores), 1 - mass
-    likely = probabilities >= limit / len(scores) / 2  # all the others together are below the limit
-    few = np.flatnonzero(likely)
-    order = few[np.argsort(scores[few], kind="stable")]
-    below = probabilities[~likely].sum(dtype=np.float64) + np.cumsum(probabilities[order], dtype=np.float64)
-    dropped = np.searchsorted(below.astype(np.float32), np.float32(limit), "right")
-    return _only(scores, order[min(dropped, len(order) - 1) :])
+    possible, limit = np.flatnonzero(scores > LEAST), 1 - mass
+    probabilities = _softmax(scores[possible])
+    likely = probabilities >= limit / len(possible) / 2  # all the others together are below the limit
+    few = possible[likely]
+    order = np.argsort(scores[few], kind="stable")
+    below = probabilities[~likely].sum(dtype=np.float64) + np.cumsum(probabilities[likely][order], dtype=np.float64)
+    dropped = int(np.searchsorted(below.astype(np.float32), np.float32(limit), "right"))
+    return _only(scores, few[order[min(dropped, len(order) - 1) :]])
 
 
 def min_p(scores: Float32, share: float) -> Float32:
     """Drop what is less likely than `share` times the most likely. Equal to `MinPLogitsWarper` (arXiv 2407.01082)."""
     probabilities = _softmax(scores)
-    return np.where(probabilities < np.float32(share) * probabilities.max(), LEAST, scores)
+    return _only(scores, np.flatnonzero(probabilities >= np.float32(share) * probabilities.max()))
 
 
 def typical_p(scores: Float32, mass: float) -> Float32:
@@ -149,7 +150,7 @@ def typical_p(scores: Float32, mass: float) -> Float32:
     away = np.abs(information - (information * probabilities).sum())
     order = np.argsort(away, kind="stable")
     together = np.cumsum(probabilities[order], dtype=np.float64).astype(np.float32)
-    last = min(np.searchsorted(together, np.float32(mass)), len(order) - 1)
+    last = min(int(np.searchsorted(together, np.float32(mass))), len(order) - 1)
     return _only(scores, possible[away <= away[order[last]]])
 
 

@@ -45,6 +45,9 @@ class Noise(Protocol):
     def normal(self, shape: tuple[int, ...]) -> F32:
         """Draw float32 of `shape` with mean 0 and variance 1."""
 
+    def uniform(self) -> float:
+        """Draw a double of [0, 1)."""
+
 
 class TorchCpu:
     """The noise of `torch.Generator("cpu").manual_seed(seed)`.
@@ -137,6 +140,16 @@ class TorchCuda:
                 noise[row : row + 2, part] = _curand_box_muller(*words[row % 4 : row % 4 + 2])[: rows - row]
         self._offset += -(-rows // 4)
         return noise.reshape(-1)[:size].reshape(shape)
+
+    def uniform(self) -> float:
+        """Draw what `torch.rand((), dtype=torch.float64, device="cuda", generator=...)` gives next.
+
+        53 bits of the first two of four words, and half a bit more; 1, to which the highest are rounded, becomes 0.
+        """
+        low, high, _, _ = (int(word) for word in philox((self._offset, 0, 0, 0), self._key))
+        self._offset += 1
+        value = (low ^ high << 21) * 2**-53 + 2**-54
+        return value if value < 1 else 0.0
 
 
 GENERATORS: dict[str, Callable[[int], Noise]] = {"cpu": TorchCpu, "cuda": TorchCuda}

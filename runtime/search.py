@@ -209,8 +209,9 @@ class Beams:
         """Let every beam go on with its best tokens, and keep the best of all of a prompt."""
         history, rules = self._history, self._rules
         beams, size = rules.beams, logits.shape[1]
-        scores = process(log_softmax(logits), rules, history.rows(), history.new)
-        sums = (scores + self._scores.reshape(-1, 1)).reshape(-1, beams * size)
+        sums = process(log_softmax(logits), rules, history.rows(), history.new)
+        sums += self._scores.reshape(-1, 1)
+        sums = sums.reshape(-1, beams * size)
         count = min(max(2, 1 + len(rules.ends)) * beams, beams * size)
         best = np.stack([top(row, count) for row in sums])  # (prompts, count), of one prompt's beams * vocabulary
         sums = np.take_along_axis(sums, best, 1)
@@ -266,7 +267,7 @@ class Beams:
         length = rules.max_new_tokens if far else self._history.new
         best = self._scores[:, :1] / np.float32(length**rules.length_penalty)
         worst = np.where(self._ended_lengths > 0, self._ended_scores.min(axis=1, keepdims=True), NEVER)
-        improves: AnyArray = (best > worst).any(axis=1, keepdims=True)
+        improves: AnyArray = np.any(best > worst, axis=1, keepdims=True)
         return improves
 
     def new_tokens(self) -> list[Int64]:

@@ -1,9 +1,9 @@
 """Sentencepiece's rules that the `tokenizers` library only comes near to: its normalization, and a second vocabulary.
 
-A tokenizer file "as sentencepiece" has in its model's vocabulary two blanks and the unknown token, the .spm file's pieces,
-`MARK`, and then, for each id in turn, a blank and the token's text. Normalized texts have no blanks, so nothing after `MARK` is ever
-found in one. The id of a found piece is its text's place there; a piece without one is unknown. Of the normalizer, the
-file says the character map only. Where its pre-tokenizer keeps a `>>code<<` at the start apart, that is one piece.
+The model's vocabulary of a file "as sentencepiece" has two blanks and the unknown token, a blank, the .spm file's
+pieces, `MARK`, and then, for each id, a blank and the token's text. Normalized texts have no blanks, so nothing that has one
+is ever found in them. The id of a found piece is its text's place after `MARK`; a piece without one is unknown. Of the
+normalizer, the file says the character map only. Where it has a pre-tokenizer, a `>>code<<` at the start is one piece.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenizers import normalizers
 
 MARK = " as sentencepiece "
 SPACE = "\u2581"
-CODES = rf"\A [^{SPACE}]+"  # what the pre-tokenizer keeps apart
+CODES = rf"\A [^{SPACE}]*"  # what the pre-tokenizer keeps apart
 
 # Joined pieces as text: blanks for SPACE, then Python's str.strip(), as transformers does for Marian and M2M100.
 _BLANKS = r"\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
@@ -37,11 +37,13 @@ DECODER: dict[str, Any] = {
 class Vocabulary:
     """The ids of found pieces."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        """Makes the tokenizer normalize as sentencepiece does. Raises `ValueError` if its file is not as said above."""
-        self._tokenizer, self._unknown = tokenizer, str(tokenizer.id_to_token(0))[1:]
-        self._first = tokenizer.token_to_id(MARK) + 1
-        if (tokenizer.token_to_id(self._unknown) or 0) < self._first:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, mark: int) -> None:
+        """Makes the tokenizer normalize as sentencepiece does; `mark` is the place of `MARK`.
+
+        Raises `ValueError` if the file is not as said above.
+        """
+        self._tokenizer, self._first, self._unknown = tokenizer, mark + 1, str(tokenizer.id_to_token(0))[1:]
+        if self._place(self._unknown) < self._first:
             raise ValueError("the unknown token has no id")
         normalizer = json.loads(tokenizer.normalizer.__getstate__()) if tokenizer.normalizer else {}
         charsmap = base64.b64decode(normalizer.get("precompiled_charsmap", ""), validate=True)
@@ -51,13 +53,16 @@ class Vocabulary:
 
     def ids(self, pieces: Sequence[str]) -> list[int]:
         """The ids of pieces as the tokenizer found them."""
-        find, unknown = self._tokenizer.token_to_id, self._tokenizer.token_to_id(self._unknown)
-        found = (find(piece if piece.startswith(" ") else f" {piece}") or 0 for piece in pieces)
-        return [(each if each >= self._first else unknown) - self._first for each in found]
+        unknown = self._place(self._unknown)
+        places = (self._place(piece if piece.startswith(" ") else f" {piece}") for piece in pieces)
+        return [(place if place >= self._first else unknown) - self._first for place in places]
+
+    def _place(self, text: str) -> int:
+        return self._tokenizer.token_to_id(text) or 0
 
     def code(self, code: str) -> str:
-        """A language's code as the piece that the tokenizer keeps apart."""
-        return f" {code}" if self._tokenizer.token_to_id(f" {code}") is not None else self._unknown
+        """A language's code as the piece that the tokenizer keeps apart; a blank, which has no id, if it is unknown."""
+        return f" {code}" if self._place(f" {code}") >= self._first else " "
 
 
 class _Normalizer:
@@ -108,8 +113,8 @@ def _offset(unit: int) -> int:
 
 
 def normalized(text: str, charsmap: Charsmap) -> str:
-    """`Normalizer::Normalize` of sentencepiece with its usual settings: blanks are collapsed, taken off at both ends and
-    shown as `SPACE`, and one is put in front."""
+    """`Normalizer::Normalize` of sentencepiece with its usual settings: blanks become `SPACE`, one for several, none at
+    the end, and always one in front."""
     data, place, after_blank, parts = text.encode(), 0, True, []
     while place < len(data):
         if found := charsmap.longest(data, place):

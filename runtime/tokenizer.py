@@ -34,8 +34,8 @@ class Tokenizer:
             self._tokenizer.no_truncation()
             if spec.mask is None:
                 self._tokenizer.enable_truncation(self._room)
-            second = self._tokenizer.token_to_id(sentencepiece.MARK) is not None
-            self._vocabulary = sentencepiece.Vocabulary(self._tokenizer) if second else None
+            mark = self._tokenizer.token_to_id(sentencepiece.MARK)
+            self._vocabulary = None if mark is None else sentencepiece.Vocabulary(self._tokenizer, mark)
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path}: not a tokenizer file: {error}") from None
 
@@ -126,7 +126,7 @@ class Detokenizer:
         return self._parts[key]
 
     def _part(self, token: int, first: bool) -> str | bytes | None:
-        piece = self._tokenizer.id_to_token(token) if 0 <= token < 2**32 else None
+        piece = self._tokenizer.id_to_token(int(token)) if 0 <= token < 2**32 else None
         if piece is None or piece in self._special:
             return None
         if self.bytes:

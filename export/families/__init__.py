@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mmrt.export.checkpoint import Checkpoint
-from mmrt.export.families import stable_diffusion
+from mmrt.export.families import captioning, seq2seq, stable_diffusion
 from mmrt.export.recipe import Recipe
 from mmrt.runtime.errors import ExportError
 
@@ -21,6 +21,8 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "stable-diffusion": Family(stable_diffusion.claims, stable_diffusion.recipe, stable_diffusion.CLASSES),
+    "seq2seq": Family(seq2seq.claims, seq2seq.recipe, seq2seq.CLASSES),
+    "captioning": Family(captioning.claims, captioning.recipe, captioning.CLASSES),
 }
 
 
@@ -34,4 +36,4 @@ def find(checkpoint: Checkpoint) -> Family:
     else:
         file, found = "config.json", f"architectures is {checkpoint.index.get('architectures')!r}"
     supported = ", ".join(name for family in FAMILIES.values() for name in family.classes)
-    raise ExportError(f"{checkpoint.path / file}: {found}, supported are the diffusers pipelines {supported}")
+    raise ExportError(f"{checkpoint.path / file}: {found}, supported are {supported}")

@@ -1,0 +1,140 @@
+"""Texts to texts: T5 (arXiv 1910.10683), BART (1910.13461), mBART (2001.08210), Marian, M2M100 (2010.11125) and NLLB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmrt.export import generation, transformers_reference
+from mmrt.export.checkpoint import Checkpoint
+from mmrt.export.components import load_model, load_processor
+from mmrt.export.decoder import Seq2Seq, cross_attention, decoder_graph, names, new_names, spread
+from mmrt.export.recipe import Golden, Graph, Recipe
+from mmrt.export.tokenizer import languages, source_tokenizer, target_tokenizer
+from mmrt.runtime import manifest as m
+from mmrt.runtime.errors import ExportError
+
+CLASSES = (
+    "T5ForConditionalGeneration",
+    "MT5ForConditionalGeneration",
+    "BartForConditionalGeneration",
+    "MBartForConditionalGeneration",
+    "MarianMTModel",
+    "M2M100ForConditionalGeneration",
+)
+_SOURCE, _TARGET = "tokenizers/source.json", "tokenizers/target.json"
+_RELATIVE = 4096  # the most tokens where positions are relative and set no limit
+
+
+def claims(checkpoint: Checkpoint) -> bool:
+    """Whether config.json names one of the classes."""
+    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
+
+
+def recipe(checkpoint: Checkpoint) -> Recipe:
+    """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
+    model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")
+    return _Model(checkpoint, model, load_processor(checkpoint, "AutoTokenizer")).recipe()
+
+
+class Encoder(torch.nn.Module):  # type: ignore[misc]
+    """source_ids int64 (texts, source), source_mask bool, true at tokens -> the decoder's keys and values of them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.decoder = model, Seq2Seq(model)
+
+    def forward(self, source_ids: Any, source_mask: Any) -> Any:
+        mask = spread(source_mask, source_ids.shape[1])
+        states = self.model.get_encoder()(input_ids=source_ids, attention_mask=mask).last_hidden_state
+        return cross_attention(self.decoder, states)
+
+
+class _Model:
+    """A loaded checkpoint, its sizes, and the languages that a user chooses from, if it has some."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any, tokenizer: Any) -> None:
+        self.checkpoint, self.model, self.tokenizer = checkpoint, model, tokenizer
+        self.config = model.generation_config
+        self.limit = int(getattr(model.config, "max_position_embeddings", None) or _RELATIVE)
+        known = tokenizer.model_max_length
+        self.length = min(self.limit, int(known)) if 1 < known < 2**20 else self.limit
+        self.languages = languages(tokenizer)
+
+    def recipe(self) -> Recipe:
+        source, tokenize = source_tokenizer(self.tokenizer, _SOURCE, self.length, "source_mask")
+        target, text = target_tokenizer(self.tokenizer, _TARGET)
+        decoder, layers = decoder_graph(Seq2Seq(self.model), int(self.model.config.d_model), masked=True)
+        cross = names("cross_", layers)
+        free = {0: "texts", 1: "source"}
+        ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.bool)
+        return Recipe(
+            task="text-to-text",
+            family="seq2seq",
+            name=self.checkpoint.name,
+            inputs={
+                "text": m.Text(tokenize={"source_ids": tokenize}),
+                **self._language_inputs(),
+                **generation.inputs(self.config, self.limit - 1, 1),
+            },
+            outputs={"text": text},
+            graphs={
+                "encoder": Graph(
+                    Encoder(self.model),
+                    {"source_ids": ids, "source_mask": mask},
+                    cross,
+                    {"source_ids": free, "source_mask": free} | dict.fromkeys(cross, {0: "texts", 2: "source"}),
+                ),
+                "decoder": decoder,
+            },
+            program=(
+                m.Once(graphs=("encoder",)),
+                m.Autoregress(
+                    graphs=("decoder",),
+                    caches=new_names(layers),
+                    limit=self.limit,
+                    options=generation.options(),
+                    conditions=dict.fromkeys(("source_mask", *cross), "text"),
+                    **self._beginning(),
+                    **generation.fields(self.config),
+                ),
+            ),
+            reference=self._reference,
+            components=(".",),
+            files={_SOURCE: source, _TARGET: target},
+        )
+
+    def _language_inputs(self) -> dict[str, m.Input]:
+        if self.languages is None:
+            return {}
+        codes, ids = tuple(self.languages.ids), self.languages.ids
+        return {
+            "source_language": m.Choice(default=self.languages.source, choices=codes, tokens=ids),
+            "target_language": m.Choice(default=self.languages.target, choices=codes, tokens=ids),
+        }
+
+    def _beginning(self) -> dict[str, tuple[m.Token, ...]]:
+        """`prompt` and `forced`: the target's language is the prompt where the checkpoint starts with one, else forced."""
+        start, forced = self.config.decoder_start_token_id, self.config.forced_bos_token_id
+        if start is None:
+            raise ExportError(f"{self.checkpoint.path}: decoder_start_token_id is missing")
+        if self.languages is None or start in self.languages.ids.values():
+            prompt = start if self.languages is None else "target_language"
+            return {"prompt": (prompt,), "forced": () if forced is None else (forced,)}
+        return {"prompt": (start,), "forced": ("target_language",)}
+
+    def _reference(self) -> Golden:
+        request: dict[str, Any] = {"text": ["a red heart", "a small house by the sea, with a boat and two trees: 3 > 2!"]}
+        options: dict[str, Any] = {}
+        if self.languages is not None:
+            prompted = self._beginning()["prompt"] == ("target_language",)
+            key = "decoder_start_token_id" if prompted else "forced_bos_token_id"
+            options[key] = self.languages.ids[self.languages.target]
+            request |= {"source_language": self.languages.source, "target_language": self.languages.target}
+        encoded = self.tokenizer(request["text"], padding=True, return_tensors="pt")
+        encoded = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        arrays = {"source_ids": encoded["input_ids"].numpy(), "source_mask": encoded["attention_mask"].bool().numpy()}
+        return transformers_reference.reference(
+            self.model, encoded, arrays, request, given={}, room=self.limit - 1, **options
+        )

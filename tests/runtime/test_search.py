@@ -1,0 +1,251 @@
+"""mmrt.runtime.search on a language whose next token depends on the last one, so that the best can be counted out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrt.runtime.errors import RequestError
+from mmrt.runtime.search import Completion, Rules, Search, search
+
+END = 0
+
+
+def language(seed: int, size: int) -> np.ndarray:
+    """Logits (size, size) of what follows each token."""
+    return np.random.default_rng(seed).normal(0, 2, (size, size)).astype(np.float32)
+
+
+def run(found: Search, table: np.ndarray) -> list[Completion]:
+    """To the end, with what every row was told to go on from followed and compared."""
+    texts = [[int(token)] for token in found.tokens]
+    while not found.done:
+        rows = found.advance(table[found.tokens])
+        assert found.tokens.dtype == np.int64
+        origins = range(len(texts)) if rows is None else rows.tolist()
+        texts = [[*texts[row], int(token)] for row, token in zip(origins, found.tokens, strict=True)]
+        for text, tokens in zip(texts, found.new_tokens(), strict=True):
+            assert text[1 : 1 + len(tokens)] == tokens.tolist()
+    return found.results()
+
+
+def told(results: Sequence[Completion]) -> list[tuple[list[int], str]]:
+    return [(result.tokens.tolist(), result.stopped) for result in results]
+
+
+def prompts(*texts: Sequence[int]) -> list[np.ndarray]:
+    return [np.array(text, np.int64) for text in texts]
+
+
+def cycle(*tokens: int) -> np.ndarray:
+    """The language in which each of `tokens` follows the one before it."""
+    table = np.zeros((max(tokens) + 1, max(tokens) + 1), np.float32)
+    table[list(tokens), [*tokens[1:], tokens[0]]] = 5
+    return table
+
+
+# rows on their own
+
+
+def test_greedy_takes_the_most_likely() -> None:
+    found = search(Rules(5, ends=(END,), pad=9), prompts([3, 4, 1]))
+    assert found.tokens.tolist() == [1]
+    assert told(run(found, cycle(1, 2, 3, END))) == [([2, 3, END], "end")]
+
+
+def test_rows_end_on_their_own_and_are_padded() -> None:
+    found = search(Rules(4, ends=(END, 5), pad=7), prompts([3], [4, 1], [5, 5, 2]))
+    table = cycle(1, 2, 3, END, 4, 5)
+    table[2] = table[1][[0, 1, 3, 2, 4, 5]]  # 2 is followed by 3, as it was
+    steps = []
+    while not found.done:
+        assert found.advance(table[np.minimum(found.tokens, 5)]) is None
+        steps.append((found.tokens.tolist(), [len(tokens) for tokens in found.new_tokens()]))
+    assert steps == [([END, 2, 3], [1, 1, 1]), ([7, 3, END], [1, 2, 2]), ([7, END, 7], [1, 3, 2])]
+    assert told(found.results()) == [([END], "end"), ([2, 3, END], "end"), ([3, END], "end")]
+    assert [result.score for result in found.results()] == [None] * 3
+
+
+def test_length_is_the_last_of_the_reasons() -> None:
+    table = cycle(1, 2, END)
+    assert told(run(search(Rules(2, ends=(END,)), prompts([1])), table)) == [([2, END], "end")]
+    assert told(run(search(Rules(2), prompts([1])), table)) == [([2, END], "length")]
+    ends = search(Rules(2), prompts([1]), stops=lambda row, tokens: len(tokens) == 2)
+    assert told(run(ends, table)) == [([2, END], "stop")]
+
+
+def test_stop_strings_see_each_result() -> None:
+    seen = []
+
+    def stops(row: int, tokens: np.ndarray) -> bool:
+        seen.append((row, tokens.tolist()))
+        return tokens.tolist()[-2:] == [2, 3]
+
+    found = search(Rules(5, ends=(END,)), prompts([1], [3]), stops=stops)
+    assert told(run(found, cycle(1, 2, 3, END))) == [([2, 3], "stop"), ([END], "end")]
+    assert seen == [(0, [2]), (0, [2, 3])]
+
+
+def test_the_defaults_of_rules_do_nothing_to_greedy() -> None:
+    table, start = language(5, 30), prompts([3])
+    text = [3]
+    for _ in range(12):
+        text.append(int(table[text[-1]].argmax()))
+    assert told(run(search(Rules(12), start), table)) == [(text[1:], "length")]
+
+
+def test_histories_start_with_the_prompt_of_their_row() -> None:
+    """No pair comes twice: 1 2 came in the first prompt, not in the second, which is shorter."""
+    table = cycle(1, 2)
+    found = search(Rules(1, no_repeat_ngram_size=2), prompts([1, 2, 0, 1], [2, 1]))
+    assert [tokens for tokens, _ in told(run(found, table))] == [[0], [2]]
+
+
+def test_logits_are_read_only() -> None:
+    for rules in (Rules(2, suppressed=(1,), repetition_penalty=2.0), Rules(2, beams=2), Rules(2, temperature=1.0)):
+        found = search(rules, prompts([1]), [lambda: 0.5])
+        scores = language(0, 6)[found.tokens]
+        scores.flags.writeable = False
+        found.advance(scores)
+
+
+@pytest.mark.parametrize("returned", [1, 3])
+def test_drawn_results_take_a_number_a_token_each_from_its_own(returned: int) -> None:
+    """Half a step into each probability: the number picks the token; a row that ended takes none any more."""
+    probabilities = np.array([0.125, 0.25, 0.125, 0.5])
+    table = np.log(probabilities, dtype=np.float32)[None].repeat(4, 0)
+    wanted = [[1, 3, END], [2, 2, 3, 1], [3, END]]
+    numbers = [iter(np.cumsum(probabilities)[text] - 0.06) for text in wanted]
+    uniforms: list[Callable[[], float]] = [lambda it=it: next(it) for it in numbers]
+    rules = Rules(4, ends=(END,), temperature=1.0, returned=returned)
+    starts = prompts(*[[3]] * (3 // returned))
+    assert [tokens for tokens, _ in told(run(search(rules, starts, uniforms), table))] == wanted
+    assert [list(it) for it in numbers] == [[]] * 3
+
+
+def test_the_same_numbers_give_the_same_texts_in_any_batch() -> None:
+    table = language(2, 20)
+    rules = Rules(8, ends=(END,), temperature=1.5, top_k=9, top_p=0.9)
+
+    def texts(seeds: Sequence[int]) -> list[tuple[list[int], str]]:
+        uniforms = [np.random.default_rng(seed).random for seed in seeds]
+        return told(run(search(rules, prompts(*[[4]] * len(seeds)), uniforms), table))
+
+    assert texts([1, 2, 3]) == [*texts([1]), *texts([2]), *texts([3])]
+    assert texts([1]) != texts([2])
+
+
+# beams
+
+
+def counted(table: np.ndarray, start: int, length: int, penalty: float) -> dict[tuple[int, ...], float]:
+    """Every text that ends or has `length` tokens, and its score."""
+    likelihood = table.astype(np.float64)
+    likelihood -= np.log(np.exp(likelihood).sum(axis=1, keepdims=True))
+    found = {}
+    for text in itertools.product(range(len(table)), repeat=length):
+        whole = text[: text.index(END) + 1] if END in text else text
+        chance = sum(likelihood[a, b] for a, b in itertools.pairwise((start, *whole)))
+        found[whole] = chance / len(whole) ** penalty
+    return found
+
+
+@given(seed=st.integers(0, 10_000), penalty=st.sampled_from([0.5, 1.0, 2.0]))
+@settings(max_examples=60, deadline=None)
+def test_enough_beams_find_the_best(seed: int, penalty: float) -> None:
+    table = language(seed, 4)
+    rules = Rules(3, ends=(END,), beams=16, returned=3, early_stopping="never", length_penalty=penalty)
+    results = run(search(rules, prompts([1], [2, 3]), ()), table)
+    for start, found in ((1, results[:3]), (3, results[3:])):
+        scores = counted(table, start, 3, penalty)
+        best = sorted(scores.values(), reverse=True)[:3]  # the same steps in another order score the same
+        np.testing.assert_allclose([result.score for result in found], best, atol=1e-5)
+        np.testing.assert_allclose([scores[tuple(result.tokens.tolist())] for result in found], best, atol=1e-5)
+
+
+def test_beams_see_past_the_first_token() -> None:
+    """1 is the likelier start, but only 2 has a likely second."""
+    table = np.log(np.array([[1, 1, 1], [3, 3, 3], [98, 1, 1]], np.float32))
+    table = np.vstack([table, np.log(np.array([[1, 55, 44]], np.float32))])  # after token 3
+    table = np.pad(table, ((0, 0), (0, 1)), constant_values=-20)
+    assert told(run(search(Rules(2), prompts([3])), table))[0][0][0] == 1
+    assert told(run(search(Rules(2, beams=2), prompts([3])), table))[0][0] == [2, 0]
+
+
+@given(seed=st.integers(0, 10_000), beams=st.integers(2, 4))
+@settings(max_examples=60, deadline=None)
+def test_results_of_beams(seed: int, beams: int) -> None:
+    """In falling order, all different, within the length, ended by an end or by the length, and unpadded."""
+    rules = Rules(6, ends=(END, 1), pad=3, beams=beams, returned=beams)
+    results = run(search(rules, prompts([4], [5])), language(seed, 12))
+    for found in (results[:beams], results[beams:]):
+        scores = [result.score or 0.0 for result in found]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(result.tokens) for result in found}) == beams
+        for tokens, stopped in told(found):
+            ended = tokens[-1] in rules.ends
+            assert stopped == ("end" if ended else "length")
+            assert ended or len(tokens) == 6
+            assert not set(tokens[:-1]) & set(rules.ends)
+
+
+def test_prompts_do_not_touch_each_other() -> None:
+    table, rules = language(7, 12), Rules(6, ends=(END,), beams=3, returned=2, early_stopping=True)
+    together = told(run(search(rules, prompts([4], [5], [6])), table))
+    assert together == [each for start in (4, 5, 6) for each in told(run(search(rules, prompts([start])), table))]
+
+
+def test_a_beam_stops_at_its_stop_string() -> None:
+    seen = set()
+
+    def stops(result: int, tokens: np.ndarray) -> bool:
+        seen.add(result)
+        return tokens.tolist()[-2:] == [2, 3]
+
+    table = cycle(1, 2, 3, END)
+    rules = Rules(6, ends=(END,), beams=2, returned=1)
+    assert told(run(search(rules, prompts([1], [2]), stops=stops), table))[0] == ([2, 3], "stop")
+    rules = Rules(6, ends=(END,), beams=2, returned=2)
+    run(search(rules, prompts([1], [2]), stops=stops), table)
+    assert seen == {0, 1, 2}
+
+
+def test_forced_tokens_of_beams() -> None:
+    rules = Rules(5, ends=(END,), forced=(3, 2), forced_end=END, suppressed=(4,), beams=3, returned=3, min_new_tokens=5)
+    for tokens, _ in told(run(search(rules, prompts([1])), language(1, 9))):
+        assert tokens[:2] == [3, 2]
+        assert tokens[-1] == END
+        assert len(tokens) == 5
+        assert 4 not in tokens
+
+
+# rules
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beams": 4, "temperature": 0.7}, "temperature is 0.7, wanted 0 with beams 4"),
+        ({"beams": 2, "returned": 3}, "returned is 3, wanted at most beams, which is 2"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, wanted 1 or more"),
+        ({"beams": 0}, "beams is 0, wanted 1 or more"),
+        ({"top_k": -1}, "top_k is -1, wanted 0 or more"),
+        ({"top_p": 1.5}, "top_p is 1.5, wanted 0 to 1"),
+        ({"typical_p": 0.0}, "typical_p is 0.0, wanted more than 0, to 1"),
+        ({"temperature": -1.0}, "temperature is -1.0, wanted 0 or more"),
+        ({"temperature": math.nan}, "temperature is nan, wanted 0 or more"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, wanted more than 0"),
+        ({"length_penalty": math.inf}, "length_penalty is inf, wanted a finite number"),
+    ],
+)
+def test_rules_refuse(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        Rules(**{"max_new_tokens": 5, **options})
+    assert str(refused.value) == message
