@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from mmrt.cli.options import BundleCommand, positional
-from mmrt.runtime.errors import EngineError
+from mmrt.cli.options import BundleCommand, load_options, positional
+from mmrt.runtime.errors import EngineError, RequestError
+from mmrt.runtime.manifest import Image
 from mmrt.runtime.pipeline import Pipeline, load
 
 # Started anew, so that imports, loading and the peak of memory are those of a first picture.
@@ -34,9 +35,7 @@ print(json.dumps({"total": done - born, "python": start - born, "import": import
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Requests to take medians of.")
-@click.option("--device", default="auto", help="auto or cpu.")
-@click.option("--engine", default="auto", help="auto or onnx.")
-@click.option("--precision", default="auto", help="auto, or one that the bundle has.")
+@load_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON.")
 def bench(
     bundle: Path,
@@ -58,6 +57,9 @@ def bench(
     request = {"seed": 0} | inputs if "seed" in pipeline.manifest.inputs else inputs
     if name is not None:
         request = {name: list(texts) or ["a red heart"]} | request
+    for name, spec in pipeline.manifest.inputs.items():
+        if isinstance(spec, Image) and spec.required and name not in request:
+            raise RequestError(f"{name} is missing: give a picture")
     figures = measure(pipeline, request, repeat) | {"cold": cold_start(options, request)}
     if as_json:
         click.echo(json.dumps(figures, indent=1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -11,40 +13,50 @@ from typing import Any
 
 import click
 
-from mmrt.cli.options import BundleCommand, positional
+from mmrt.cli.options import BundleCommand, load_options, positional
 from mmrt.runtime import media
+from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import RequestError
-from mmrt.runtime.events import Done, Event, Result, Step
+from mmrt.runtime.events import Done, Event, Result, Step, Token
 from mmrt.runtime.pipeline import load
 
 
 @click.command(cls=BundleCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out.png"), help="Where to [out.png].")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to [pictures: out.png; texts: the terminal].")
 @click.option("--grid", is_flag=True, help="Several pictures as one sheet.")
 @click.option("--preview", is_flag=True, help="Rewrite the output with what is seen so far, while it works.")
-@click.option("--device", default="auto", help="auto or cpu.")
-@click.option("--engine", default="auto", help="auto or onnx.")
-@click.option("--precision", default="auto", help="auto, or one that the bundle has.")
+@load_options
+@click.option("--json", "as_json", is_flag=True, help="The result with its timings and what made it, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no report.")
 def generate(
     bundle: Path,
     texts: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     grid: bool,
     preview: bool,
     device: str,
     engine: str,
     precision: str,
+    as_json: bool,
     quiet: bool,
     inputs: dict[str, Any],
 ) -> None:
     """Make what the TEXT says with a BUNDLE. Several TEXTs are answered in one batch.
 
+    Texts that a bundle makes stream to the terminal as they come, several one after the other at the end.
     `mmrt generate BUNDLE --help` also lists the inputs that the bundle takes.
     """
-    _check_output(output)
+    pictures = "image" in Bundle(bundle).manifest.outputs
+    if pictures:
+        output = output or Path("out.png")
+        if output.suffix.lower() != ".png":
+            raise RequestError(f"{output}: pictures are written as PNG; give a name that ends in .png")
+    elif grid or preview:
+        raise RequestError(f"--{'grid' if grid else 'preview'} is for pictures, {bundle} makes texts")
+    if output is not None:
+        _check_output(output)
     start = time.perf_counter()
     pipeline = load(bundle, device, engine, precision)
     loaded = time.perf_counter() - start
@@ -52,15 +64,57 @@ def generate(
     if texts and name is None:
         raise RequestError(f"{pipeline.manifest.name} takes no text, {texts[0]!r} was given")
     named = {name: list(texts)} if texts and name else {}
-    result = _follow(pipeline.stream(**inputs, **named), output if preview else None, grid, quiet)
-    for path in _save(result, output, grid):
-        if not quiet:
+    events = pipeline.stream(**inputs, **named)
+    if pictures:
+        assert output is not None
+        result = _follow(events, output if preview else None, grid, quiet or as_json)
+        paths = _save(result, output, grid)
+        if as_json:
+            _print_json(result, {"images": list(map(str, paths))})
+        for path in () if quiet or as_json else paths:
             _report(path, result, loaded)
+    else:
+        result = _stream(events, shown=not as_json and output is None)
+        if output is not None:
+            _write_text(output, "".join(f"{text}\n" for text in result.texts))
+        if as_json:
+            _print_json(result, {"texts": result.texts, "stopped": result.stopped})
+
+
+def _stream(events: Iterator[Event], shown: bool) -> Result:
+    """Print the first text as it comes, then all others, each on lines of its own."""
+    for event in events:
+        if isinstance(event, Token) and event.index == 0 and shown:
+            click.echo(event.text, nl=False)
+        if isinstance(event, Done):
+            break
+    assert isinstance(event, Done)
+    if shown:
+        click.echo()
+        for text in event.result.texts[1:]:
+            click.echo(text)
+    return event.result
+
+
+def _write_text(output: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    beside = output.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(output)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise RequestError(f"{output}: cannot be written: {error.strerror or error}") from None
+
+
+def _print_json(result: Result, answer: dict[str, Any]) -> None:
+    whole = answer | {"timings": result.timings, "provenance": result.provenance}
+    click.echo(json.dumps(whole, ensure_ascii=False, indent=1))
 
 
 def _check_output(output: Path) -> None:
-    if output.suffix.lower() != ".png":
-        raise RequestError(f"{output}: pictures are written as PNG; give a name that ends in .png")
     if not os.path.isdir(output.parent):  # unlike Path's, never an error
         raise RequestError(f"{output.parent}: no such folder")
     if os.path.isdir(output):
@@ -74,11 +128,11 @@ def _follow(events: Iterator[Event], preview: Path | None, grid: bool, quiet: bo
     for event in events:
         if isinstance(event, Done):
             break
-        if preview is not None:
+        if preview is not None and isinstance(event, Step):
             pictures = event.preview()
             for path, picture in _files(pictures, preview, grid):
                 media.save_png(picture, path)
-        if show:
+        if show and isinstance(event, Step):
             click.echo(f"\r{_bar(event, time.perf_counter() - start)}", nl=False, err=True)
     if show:
         click.echo(f"\r{' ' * 60}\r", nl=False, err=True)

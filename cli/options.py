@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -11,7 +12,8 @@ from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import MANIFEST, Bundle
 from mmrt.runtime.errors import BundleError
 
-_SHORT = {"negative_prompt": "--negative", "num_images": "-n"}
+_SHORT = {"negative_prompt": "--negative", "num_images": "-n", "num_texts": "-n"}
+_SHOWN = 20  # choices
 
 
 class BundleCommand(click.Command):
@@ -49,6 +51,13 @@ class BundleCommand(click.Command):
         return super().invoke(ctx)
 
 
+def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `mmrt.load` that a command takes."""
+    for name, text in (("precision", "auto, or one that the bundle has."), ("engine", "auto or onnx."), ("device", "auto or cpu.")):
+        command = click.option(f"--{name}", default="auto", help=text)(command)
+    return command
+
+
 class InputOption(click.Option):
     """An option that is an input of the bundle."""
 
@@ -65,17 +74,20 @@ def describe(spec: m.Input) -> tuple[str, str]:
         case m.Text():
             return "text", repr(spec.default) if spec.default is not None else "must be given"
         case m.Image():
-            return "picture", "none"
+            return "picture", "must be given" if spec.required else "none"
         case m.Int():
             return f"{spec.min} to {spec.max}", str(spec.default)
         case m.Float():
             return f"{spec.min:g} to {spec.max:g}", f"{spec.default:g}"
         case m.Choice():
-            return ", ".join(spec.choices), spec.default
+            names = ", ".join(spec.choices[:_SHOWN]) + (", ..." if len(spec.choices) > _SHOWN else "")
+            return names, spec.default
         case m.Size():
             return f"WIDTHxHEIGHT, multiples of {spec.multiple} up to {spec.max}", "x".join(map(str, spec.default))
         case m.Count():
             return f"1 to {spec.max}", "1"
+        case m.Strings():
+            return "text, may be given again", "none"
         case m.Seed():
             return "a whole number; result i takes seed + i", "drawn at random"
 
@@ -85,7 +97,7 @@ def _option(name: str, spec: m.Input) -> InputOption:
     takes, default = describe(spec)
     kinds: dict[type, Any] = {m.Int: int, m.Float: float, m.Count: int, m.Seed: int}
     kind = kinds.get(type(spec), str)
-    metavar = {m.Image: "FILE", m.Size: "SIZE", m.Choice: "NAME"}.get(type(spec))
+    metavar = {m.Strings: "TEXT", m.Image: "FILE", m.Size: "SIZE", m.Choice: "NAME"}.get(type(spec))
     return InputOption(
-        [*flags, name], type=kind, metavar=metavar, multiple=isinstance(spec, m.Image), help=f"{takes} [{default}]"
+        [*flags, name], type=kind, metavar=metavar, multiple=isinstance(spec, m.Image | m.Strings), help=f"{takes} [{default}]"
     )

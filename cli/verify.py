@@ -8,15 +8,14 @@ from pathlib import Path
 import click
 import msgspec
 
+from mmrt.cli.options import load_options
 from mmrt.runtime.pipeline import load
 from mmrt.runtime.receipt import Check, read_receipt, replay
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--device", default="auto", help="auto or cpu.")
-@click.option("--engine", default="auto", help="auto or onnx.")
-@click.option("--precision", default="auto", help="auto, or one that the bundle has.")
+@load_options
 @click.option("--json", "as_json", is_flag=True, help="The checks as JSON.")
 def verify(bundle: Path, device: str, engine: str, precision: str, as_json: bool) -> None:
     """Replay what the source model computed, graph by graph and end to end; exit 1 where it differs.

@@ -42,7 +42,9 @@ def source(tokenizer: Any, codes: bool) -> tokenizers.Tokenizer:
 def target(tokenizer: Any) -> tokenizers.Tokenizer:
     """What makes texts of ids; it makes no ids of texts."""
     marian = hasattr(tokenizer, "spm_source")
-    spm = tokenizer.sp_model if not marian else tokenizer.spm_target if _separate(tokenizer) else tokenizer.spm_source
+    spm = tokenizer.sp_model if not marian else tokenizer.spm_source
+    if marian and tokenizer.separate_vocabs:  # else transformers decodes with the source's too
+        spm = tokenizer.spm_target
     proto = _proto(spm)
     pieces = {**tokenizer.decoder, **getattr(tokenizer, "id_to_lang_token", {})}
     pieces |= {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
@@ -63,10 +65,6 @@ def target(tokenizer: Any) -> tokenizers.Tokenizer:
         [tokenizers.AddedToken(piece, normalized=False, special=True) for piece in ids if piece in silent]
     )
     return made
-
-
-def _separate(tokenizer: Any) -> bool:
-    return bool(tokenizer.separate_vocabs)
 
 
 def _proto(spm: Any) -> Any:

@@ -140,7 +140,7 @@ def _around(
     around = tokenizer.prefix_tokens, tokenizer.suffix_tokens
     if language is None:
         return tuple(around[0]), tuple(around[1])
-    present = known[tokenizer.src_lang]
+    present = known.get(tokenizer.src_lang)
     before, after = (tuple(language if token == present else token for token in tokens) for tokens in around)
     if language not in before + after:
         raise ExportError(f"tokenizer: no token for the source language {tokenizer.src_lang!r} stands around a text")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import transformers
 
+from mmrt.export import generation
 from mmrt.export.decoder import names
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden
@@ -51,7 +52,7 @@ def reference(
                 output_logits=case["beams"] == 1,
             )
         start = found.sequences.shape[1] - len(found.logits) if case["beams"] == 1 else start
-        arrays[f"run/{name}/out/sequences"] = _array(found.sequences[:, start:])
+        arrays[f"run/{name}/out/sequences"] = _padded(_array(found.sequences[:, start:]), model.generation_config)
         arrays |= {f"run/{name}/in/{key}": array for key, array in given.items()}
         cases.append(Case(name=name, request={**request, **case}))
         if case["beams"] == 1:
@@ -63,7 +64,8 @@ def reference(
 def _calls(found: Any, start: int, encoder_inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     """The encoder's call, and the decoder's first and last step, as the source's cache and logits have them."""
     own, cross = found.past_key_values.self_attention_cache.layers, found.past_key_values.cross_attention_cache.layers
-    cross_arrays = dict(zip(names("cross_", len(own)), _flat(cross), strict=True))
+    layers = len(_flat(own)) // 2  # transformers makes as many as the encoder has, and leaves the rest empty
+    cross_arrays = dict(zip(names("cross_", layers), _flat(cross), strict=True))
     arrays = {f"graph/encoder/0/in/{name}": array for name, array in encoder_inputs.items()}
     arrays |= {f"graph/encoder/0/out/{name}": array for name, array in cross_arrays.items()}
     mask = {name: array for name, array in encoder_inputs.items() if name == "source_mask"}
@@ -71,16 +73,23 @@ def _calls(found: Any, start: int, encoder_inputs: Mapping[str, AnyArray]) -> di
     for call, step in enumerate((0, len(found.logits) - 1)):
         at = start - 1 + step
         inputs = {"tokens": tokens[:, at : at + 1], "positions": np.full(len(tokens), at), **mask, **cross_arrays}
-        inputs |= dict(zip(names("", len(own)), (_filled(each, at) for each in _flat(own)), strict=True))
-        outputs = dict(zip(names("new_", len(own)), (_filled(each, at + 1) for each in _flat(own)), strict=True))
+        inputs |= dict(zip(names("", layers), (_filled(each, at) for each in _flat(own)), strict=True))
+        outputs = dict(zip(names("new_", layers), (_filled(each, at + 1) for each in _flat(own)), strict=True))
         outputs["logits"] = _array(found.logits[step])
         arrays |= {f"graph/decoder/{call}/in/{name}": array for name, array in inputs.items()}
         arrays |= {f"graph/decoder/{call}/out/{name}": array for name, array in outputs.items()}
     return arrays
 
 
+def _padded(sequences: AnyArray, config: Any) -> AnyArray:
+    """Sequences with the padding token after their end: transformers fills beams with the end where that token is 0."""
+    fields = generation.fields(config)
+    ended = np.isin(sequences, fields["ends"]).cumsum(1) - np.isin(sequences, fields["ends"]) > 0
+    return np.where(ended, fields["pad"], sequences)
+
+
 def _flat(layers: Any) -> list[AnyArray]:
-    return [_array(each) for layer in layers for each in (layer.keys, layer.values)]
+    return [_array(each) for layer in layers if layer.is_initialized for each in (layer.keys, layer.values)]
 
 
 def _filled(cache: AnyArray, length: int) -> AnyArray:

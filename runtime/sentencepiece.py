@@ -1,9 +1,10 @@
 """Sentencepiece's rules that the `tokenizers` library only comes near to: its normalization, and a second vocabulary.
 
 The model's vocabulary of a file "as sentencepiece" has two blanks and the unknown token, a blank, the .spm file's
-pieces, `MARK`, and then, for each id, a blank and the token's text. Normalized texts have no blanks, so nothing that has one
-is ever found in them. The id of a found piece is its text's place after `MARK`; a piece without one is unknown. Of the
-normalizer, the file says the character map only. Where it has a pre-tokenizer, a `>>code<<` at the start is one piece.
+pieces, `MARK`, and then, for each id, a blank and the token's text. Normalized texts have no blanks, so nothing that
+has one is ever found in them. The id of a found piece is its text's place after `MARK`; a piece without one is unknown.
+Of the normalizer, the file says the character map only. Where it has a pre-tokenizer, a `>>code<<` at the start of a
+text, or of what follows an added token, is one piece.
 """
 
 from __future__ import annotations

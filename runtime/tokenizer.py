@@ -6,7 +6,8 @@ import codecs
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,15 +30,13 @@ class Tokenizer:
         """Raises `BundleError` if the file is not a tokenizer."""
         self._path, self._spec, self._tokenizer = path, spec, _load(path)
         self._room = spec.length - len(spec.before) - len(spec.after)
-        try:
+        with _blame(path, "not a tokenizer file"):
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
             if spec.mask is None:
                 self._tokenizer.enable_truncation(self._room)
             mark = self._tokenizer.token_to_id(sentencepiece.MARK)
             self._vocabulary = None if mark is None else sentencepiece.Vocabulary(self._tokenizer, mark)
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path}: not a tokenizer file: {error}") from None
 
     def __call__(self, texts: Sequence[str], chosen: Mapping[str, int] | None = None) -> tuple[Int64, Bool]:
         """The ids, and a bool array like them that is true where a text's own tokens are.
@@ -45,10 +44,8 @@ class Tokenizer:
         chosen: the token ids of the inputs that `before` and `after` name. What becomes of a text that is too long is
         said at `Tokenize`: it is cut with a `RequestWarning`, or refused with a `RequestError`.
         """
-        try:
+        with _blame(self._path, "the tokenizer fails"):
             encodings = self._tokenizer.encode_batch(list(texts))
-        except Exception as error:  # as above
-            raise BundleError(f"{self._path}: the tokenizer fails: {error}") from None
         for text, encoding in zip(texts, encodings, strict=True):
             self._check(text, encoding)
         before, after = (_resolve(tokens, chosen or {}) for tokens in (self._spec.before, self._spec.after))
@@ -102,7 +99,7 @@ class Detokenizer:
         kind = decoder["type"]
         if kind not in ("ByteLevel", "Metaspace", "WordPiece") and decoder != sentencepiece.DECODER:
             raise BundleError(f"{path}: tokens are joined by {kind}, wanted ByteLevel, Metaspace or WordPiece")
-        self._tokenizer, self.bytes = tokenizer, kind == "ByteLevel"
+        self._path, self._tokenizer, self.bytes = path, tokenizer, kind == "ByteLevel"
         self._decoder = tokenizer.decoder if kind in ("Metaspace", "WordPiece") else None
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = {token.content for token in added if token.special}
@@ -122,7 +119,8 @@ class Detokenizer:
         """What a token adds to the text, or to its UTF-8; None if it is special. Tokens are joined one by one."""
         key = token, first
         if key not in self._parts:
-            self._parts[key] = self._part(token, first)
+            with _blame(self._path, "the tokenizer fails"):
+                self._parts[key] = self._part(token, first)
         return self._parts[key]
 
     def _part(self, token: int, first: bool) -> str | bytes | None:
@@ -219,7 +217,16 @@ _BYTES = _alphabet()
 
 
 def _load(path: Path) -> tokenizers.Tokenizer:
-    try:
+    with _blame(path, "not a tokenizer file"):
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise BundleError(f"{path}: not a tokenizer file: {error}") from None
+
+
+@contextmanager
+def _blame(path: Path, what: str) -> Iterator[None]:
+    """`BundleError` for all that the library raises: bare `Exception`, and, where it panics, a bare `BaseException`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise BundleError(f"{path}: {what}: {error}") from None

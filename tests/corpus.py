@@ -212,10 +212,10 @@ def marian(folder: Path, kind: str = "unigram", languages: bool = True, **option
     return reload(MarianTokenizer.from_pretrained(folder), folder / "saved")
 
 
-def m2m100(folder: Path, kind: str = "bpe") -> Any:
+def m2m100(folder: Path) -> Any:
     from transformers import M2M100Tokenizer
 
-    path = spm(folder / "sentencepiece.bpe.model", kind)
+    path = spm(folder / "sentencepiece.bpe.model", "bpe")
     pieces = [piece for piece in _pieces(path)[3:] if hash_of(piece) % 20]
     vocab = {piece: place for place, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces])}
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
@@ -254,10 +254,8 @@ MADE: dict[str, Callable[[Path], Any]] = {
     "mBART-50": lambda folder: from_spm("MBart50Tokenizer", folder),
     "NLLB": lambda folder: from_spm("NllbTokenizer", folder),
     "Marian": marian,
-    "Marian, one language": lambda folder: marian(folder, languages=False),
     "Marian, BPE": lambda folder: marian(folder, "bpe", languages=False),
     "Marian, identity": lambda folder: marian(folder, normalization_rule_name="identity"),
     "Marian, nmt_nfkc_cf": lambda folder: marian(folder, normalization_rule_name="nmt_nfkc_cf"),
     "M2M100": m2m100,
-    "M2M100, unigram": lambda folder: m2m100(folder, "unigram"),
 }

@@ -2,7 +2,7 @@
 
     npm pack emoji-datasource-google@16.0.0 emojibase-data@17.0.0
     python draw.py emoji.mmrt --work work        # may go on while this trains: read when two thirds of it are over
-    python train.py --minutes 35 --work work --checkpoint checkpoint
+    python train.py --minutes 33 --work work --checkpoint checkpoint
 
 Goes on from WORK where it is started again; writes the checkpoint at the end, and on the way with `--save-every`.
 """
@@ -146,8 +146,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=Path("emoji-datasource-google-16.0.0.tgz"))
     parser.add_argument("--names", type=Path, default=Path("emojibase-data-17.0.0.tgz"))
     parser.add_argument("--work", type=Path, default=Path("work"), help="where drawn pictures and the state are kept")
-    parser.add_argument("--minutes", type=float, default=35)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=33, help="of processor time")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint"))
     parser.add_argument("--save-every", type=float, default=5, metavar="MINUTES")
     args = parser.parse_args()

@@ -72,7 +72,8 @@ class Batch:
 def schedule(path: Path, model: nn.Module, *, minutes: float, batch: int, examples: int, lr: float) -> Iterator[Batch]:
     """Steps over shuffled rows for `minutes`; the learning rate warms up over 100 steps, then falls as a cosine.
 
-    Every half minute progress is printed and the state written to `path`, from which a training that was cut off, or is
+    The minutes are processor time, as other programs on the machine shall not decide how much is learnt. Every half of
+    one progress is printed and the state written to `path`, from which a training that was cut off, or is
     given more minutes, goes on.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2, foreach=True)
@@ -85,7 +86,7 @@ def schedule(path: Path, model: nn.Module, *, minutes: float, batch: int, exampl
     torch.manual_seed(step)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{path.stem}: {millions:.2f} M parameters, begins at step {step}, {used / 60:.1f} minutes", flush=True)
-    total, begin, told, losses = 60 * minutes, time.monotonic() - used, used, []
+    total, begin, told, losses = 60 * minutes, time.process_time() - used, used, []
     rows = torch.randperm(examples)
     while used < total:
         if len(rows) < batch:
@@ -95,7 +96,7 @@ def schedule(path: Path, model: nn.Module, *, minutes: float, batch: int, exampl
             group["lr"] = lr * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * used / total))
         now = Batch(taken, used / total, optimizer)
         yield now
-        step, used = step + 1, time.monotonic() - begin
+        step, used = step + 1, time.process_time() - begin
         losses.append(now.loss)
         if used - told > 30 or used >= total:
             loss, speed = sum(losses) / len(losses), len(losses) * batch / (used - told)

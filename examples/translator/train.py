@@ -1,6 +1,6 @@
 """Train a small T5 to give the Chinese names of emoji for the English ones.
 
-    python train.py --minutes 20 --work work --checkpoint checkpoint
+    python train.py --minutes 13 --work work --checkpoint checkpoint
 
 Goes on from WORK where it is started again; writes the checkpoint at the end, and on the way with `--save-every`.
 """
@@ -76,8 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", type=Path, default=Path(__file__).parent.parent / "emoji" / "names.tsv")
     parser.add_argument("--work", type=Path, default=Path("work"), help="where the training state is kept")
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=13, help="of processor time")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint"))
     parser.add_argument("--save-every", type=float, default=5, metavar="MINUTES")
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """Texts to texts: T5 (arXiv 1910.10683), BART (1910.13461), mBART (2001.08210), Marian, M2M100 (2010.11125) and NLLB."""
 
+
 from __future__ import annotations
 
 from typing import Any
@@ -52,7 +53,11 @@ class Encoder(torch.nn.Module):  # type: ignore[misc]
 
 
 class _Model:
-    """A loaded checkpoint, its sizes, and the languages that a user chooses from, if it has some."""
+    """A loaded checkpoint, its sizes, and the languages that a user chooses from.
+
+    A multilingual tokenizer puts the source's language around the text and the target begins with its own; but Marian's
+    puts the target's language before the source text.
+    """
 
     def __init__(self, checkpoint: Checkpoint, model: Any, tokenizer: Any) -> None:
         self.checkpoint, self.model, self.tokenizer = checkpoint, model, tokenizer
@@ -61,12 +66,16 @@ class _Model:
         known = tokenizer.model_max_length
         self.length = min(self.limit, int(known)) if 1 < known < 2**20 else self.limit
         self.languages = languages(tokenizer)
+        self.marian = hasattr(tokenizer, "spm_source")
 
     def recipe(self) -> Recipe:
-        source, tokenize = source_tokenizer(self.tokenizer, _SOURCE, self.length, "source_mask")
+        marked = "target_language" if self.marian else "source_language"
+        language = marked if self.languages else None
+        source, tokenize = source_tokenizer(self.tokenizer, _SOURCE, self.length, "source_mask", language)
         target, text = target_tokenizer(self.tokenizer, _TARGET)
         decoder, layers = decoder_graph(Seq2Seq(self.model), int(self.model.config.d_model), masked=True)
         cross = names("cross_", layers)
+        prompt, forced = self._beginning()
         free = {0: "texts", 1: "source"}
         ids, mask = torch.ones(2, 7, dtype=torch.int64), torch.ones(2, 7, dtype=torch.bool)
         return Recipe(
@@ -96,7 +105,8 @@ class _Model:
                     limit=self.limit,
                     options=generation.options(),
                     conditions=dict.fromkeys(("source_mask", *cross), "text"),
-                    **self._beginning(),
+                    prompt=prompt,
+                    forced=forced,
                     **generation.fields(self.config),
                 ),
             ),
@@ -105,36 +115,44 @@ class _Model:
             files={_SOURCE: source, _TARGET: target},
         )
 
-    def _language_inputs(self) -> dict[str, m.Input]:
-        if self.languages is None:
+    def _chosen(self) -> dict[str, str]:
+        """The language inputs and their defaults."""
+        if not self.languages:
             return {}
-        codes, ids = tuple(self.languages.ids), self.languages.ids
+        first = next(iter(self.languages))
+        source, target = (getattr(self.tokenizer, name, None) or first for name in ("src_lang", "tgt_lang"))
+        return {"target_language": first} if self.marian else {"source_language": source, "target_language": target}
+
+    def _language_inputs(self) -> dict[str, m.Input]:
+        codes = tuple(self.languages)
         return {
-            "source_language": m.Choice(default=self.languages.source, choices=codes, tokens=ids),
-            "target_language": m.Choice(default=self.languages.target, choices=codes, tokens=ids),
+            name: m.Choice(default=default, choices=codes, tokens=self.languages)
+            for name, default in self._chosen().items()
         }
 
-    def _beginning(self) -> dict[str, tuple[m.Token, ...]]:
-        """`prompt` and `forced`: the target's language is the prompt where the checkpoint starts with one, else forced."""
+    def _beginning(self) -> tuple[tuple[m.Token, ...], tuple[m.Token, ...]]:
+        """Prompt and forced tokens: the target's language is the prompt where the checkpoint starts with one, else forced."""
         start, forced = self.config.decoder_start_token_id, self.config.forced_bos_token_id
         if start is None:
             raise ExportError(f"{self.checkpoint.path}: decoder_start_token_id is missing")
-        if self.languages is None or start in self.languages.ids.values():
-            prompt = start if self.languages is None else "target_language"
-            return {"prompt": (prompt,), "forced": () if forced is None else (forced,)}
-        return {"prompt": (start,), "forced": ("target_language",)}
+        prompted = start in self.languages.values()
+        if self.languages and not self.marian and not prompted:
+            return (start,), ("target_language",)
+        return ("target_language" if prompted else start,), () if forced is None else (forced,)
 
     def _reference(self) -> Golden:
-        request: dict[str, Any] = {"text": ["a red heart", "a small house by the sea, with a boat and two trees: 3 > 2!"]}
-        options: dict[str, Any] = {}
-        if self.languages is not None:
-            prompted = self._beginning()["prompt"] == ("target_language",)
-            key = "decoder_start_token_id" if prompted else "forced_bos_token_id"
-            options[key] = self.languages.ids[self.languages.target]
-            request |= {"source_language": self.languages.source, "target_language": self.languages.target}
-        encoded = self.tokenizer(request["text"], padding=True, return_tensors="pt")
+        texts = ["a red heart", "a small house by the sea, with a boat and two trees: 3 > 2!"]
+        chosen, options = self._chosen(), {}
+        for tokens, key in zip(self._beginning(), ("decoder_start_token_id", "forced_bos_token_id"), strict=True):
+            if tokens == ("target_language",):
+                options[key] = self.languages[chosen["target_language"]]
+        if "source_language" in chosen:
+            self.tokenizer.src_lang = chosen["source_language"]
+        prefix = f">>{chosen['target_language']}<< " if self.marian and chosen else ""
+        encoded = self.tokenizer([prefix + text for text in texts], padding=True, return_tensors="pt")
         encoded = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         arrays = {"source_ids": encoded["input_ids"].numpy(), "source_mask": encoded["attention_mask"].bool().numpy()}
+        request = {"text": texts, **chosen}
         return transformers_reference.reference(
             self.model, encoded, arrays, request, given={}, room=self.limit - 1, **options
         )

@@ -6,7 +6,8 @@ mmrt's search is driven by the same torch model, which reads every text anew at 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -191,12 +192,25 @@ def completions(model: Any, ids: Any, rules: Rules, **options: Any) -> list[Comp
     return found.results()
 
 
+@contextmanager
+def counted(model: Any) -> Iterator[list[None]]:
+    """Something for every call of the model."""
+    calls: list[None] = []
+    hook = model.register_forward_pre_hook(lambda *_: calls.append(None))
+    yield calls
+    hook.remove()
+
+
 def assert_same(model: Any, rules: dict[str, Any], options: dict[str, Any], seeds: Sequence[int] = (0,)) -> None:
     kept = Rules(LENGTH, **{"ends": ENDS, "pad": PAD, **rules})
     options = {"do_sample": False, "num_beams": kept.beams, "num_return_sequences": kept.returned, **options}
-    for batch, seed in itertools.product((1, 4), seeds):
+    for batch, seed in ((1, 0), *((4, seed) for seed in seeds)):
         ids = inputs(batch, seed)
-        assert ours(model, ids, kept) == theirs(model, ids, **options), (batch, seed)
+        with counted(model) as our_calls:
+            found = ours(model, ids, kept)
+        with counted(model) as their_calls:
+            assert found == theirs(model, ids, **options), (batch, seed)
+        assert len(our_calls) == len(their_calls), (batch, seed)
 
 
 RULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name, for mmrt, for transformers

@@ -196,6 +196,20 @@ def test_results_of_beams(seed: int, beams: int) -> None:
             assert not set(tokens[:-1]) & set(rules.ends)
 
 
+def test_enough_candidates_for_every_end() -> None:
+    """Each beam's two best tokens end it, and yet both beams go on to the longest texts, which score best."""
+    table = np.log(np.array([[40, 41, 10, 9]] * 4, np.float32))
+    rules = Rules(4, ends=(0, 1), beams=2, returned=2, length_penalty=3.0, early_stopping="never")
+    assert [tokens[:3] for tokens, _ in told(run(search(rules, prompts([2])), table))] == [[2, 2, 2]] * 2
+
+
+def test_only_the_best_candidates_end() -> None:
+    """The end is the third best of the first step, too low for two beams to keep it."""
+    table = np.log(np.array([[20, 41, 39]] * 3, np.float32))
+    rules = Rules(2, ends=(END,), beams=2, returned=2, length_penalty=0.0)
+    assert [tokens for tokens, _ in told(run(search(rules, prompts([1])), table))] == [[1, 1], [1, 2]]
+
+
 def test_prompts_do_not_touch_each_other() -> None:
     table, rules = language(7, 12), Rules(6, ends=(END,), beams=3, returned=2, early_stopping=True)
     together = told(run(search(rules, prompts([4], [5], [6])), table))
