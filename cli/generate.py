@@ -24,7 +24,9 @@ from mmrt.runtime.pipeline import load
 @click.command(cls=BundleCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to [pictures: out.png; texts: the terminal].")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Where to [pictures: out.png; texts: the terminal]."
+)
 @click.option("--grid", is_flag=True, help="Several pictures as one sheet.")
 @click.option("--preview", is_flag=True, help="Rewrite the output with what is seen so far, while it works.")
 @load_options

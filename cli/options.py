@@ -53,7 +53,11 @@ class BundleCommand(click.Command):
 
 def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `mmrt.load` that a command takes."""
-    for name, text in (("precision", "auto, or one that the bundle has."), ("engine", "auto or onnx."), ("device", "auto or cpu.")):
+    for name, text in (
+        ("precision", "auto, or one that the bundle has."),
+        ("engine", "auto or onnx."),
+        ("device", "auto or cpu."),
+    ):
         command = click.option(f"--{name}", default="auto", help=text)(command)
     return command
 
@@ -99,5 +103,9 @@ def _option(name: str, spec: m.Input) -> InputOption:
     kind = kinds.get(type(spec), str)
     metavar = {m.Strings: "TEXT", m.Image: "FILE", m.Size: "SIZE", m.Choice: "NAME"}.get(type(spec))
     return InputOption(
-        [*flags, name], type=kind, metavar=metavar, multiple=isinstance(spec, m.Image | m.Strings), help=f"{takes} [{default}]"
+        [*flags, name],
+        type=kind,
+        metavar=metavar,
+        multiple=isinstance(spec, m.Image | m.Strings),
+        help=f"{takes} [{default}]",
     )

@@ -41,7 +41,9 @@ class Checkpoint:
         if not self.path.exists():
             raise ExportError(f"{self.path}: no such checkpoint; checkpoints are local folders")
         if not self.path.is_dir():
-            raise ExportError(f"{self.path}: not a folder; checkpoints are folders in the layout of diffusers or transformers")
+            raise ExportError(
+                f"{self.path}: not a folder; checkpoints are folders in the layout of diffusers or transformers"
+            )
         for name, kind in INDEXES.items():
             if (self.path / name).is_file():
                 self.kind = kind

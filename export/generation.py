@@ -7,7 +7,9 @@ from typing import Any
 from mmrt.runtime import manifest as m
 from mmrt.runtime.errors import ExportError
 
-_UNSUPPORTED = {  # fields that would change the tokens, and the values that leave them alone
+_UNSUPPORTED: dict[
+    str, tuple[Any, ...]
+] = {  # fields that would change the tokens, and the values that leave them alone
     "num_beam_groups": (None, 1),
     "diversity_penalty": (None, 0.0),
     "encoder_repetition_penalty": (None, 1.0),
@@ -30,36 +32,37 @@ _USUAL_LENGTH = 256  # new tokens where the checkpoint says nothing; transformer
 
 
 def inputs(config: Any, room: int, prompt: int) -> dict[str, m.Input]:
-    """The inputs that set how tokens are chosen, their defaults as in `config`; `room` is for new tokens, after `prompt`.
+    """The inputs that set how tokens are chosen, their defaults as in `config`.
 
-    Temperature 0 is transformers' `do_sample=False`. Raises `ExportError` where the config asks for what mmrt has not.
+    `room` is the most new tokens, after a prompt of `prompt` tokens. Temperature 0 is transformers' `do_sample=False`.
+    Raises `ExportError` where the config asks for what mmrt has not.
     """
     for field, neutral in _UNSUPPORTED.items():
         if (value := getattr(config, field, None)) not in neutral:
             raise ExportError(f"generation_config.json: {field} is {value!r}, which is not supported")
 
-    def value(field: str, default: Any) -> Any:
+    def setting(field: str, default: Any) -> Any:
         found = getattr(config, field, None)
         return default if found is None else found
 
-    longest = value("max_new_tokens", value("max_length", _USUAL_LENGTH + prompt) - prompt)
-    least = max(value("min_new_tokens", value("min_length", 0) - prompt), 0)
-    sampled = value("do_sample", False)
+    longest = setting("max_new_tokens", setting("max_length", _USUAL_LENGTH + prompt) - prompt)
+    least = max(setting("min_new_tokens", setting("min_length", 0) - prompt), 0)
+    sampled = setting("do_sample", False)
     return {
         "max_new_tokens": m.Int(default=min(max(longest, 1), room), min=1, max=room),
         "min_new_tokens": m.Int(default=min(least, room), min=0, max=room),
-        "temperature": m.Float(default=value("temperature", 1.0) if sampled else 0.0, min=0.0, max=100.0),
-        "top_k": m.Int(default=value("top_k", 50), min=0, max=2**31),
-        "top_p": m.Float(default=value("top_p", 1.0), min=0.0, max=1.0),
-        "min_p": m.Float(default=value("min_p", 0.0), min=0.0, max=1.0),
-        "typical_p": m.Float(default=value("typical_p", 1.0), min=0.0, max=1.0),
-        "beams": m.Int(default=value("num_beams", 1), min=1, max=64),
-        "length_penalty": m.Float(default=value("length_penalty", 1.0), min=-100.0, max=100.0),
+        "temperature": m.Float(default=setting("temperature", 1.0) if sampled else 0.0, min=0.0, max=100.0),
+        "top_k": m.Int(default=setting("top_k", 50), min=0, max=2**31),
+        "top_p": m.Float(default=setting("top_p", 1.0), min=0.0, max=1.0),
+        "min_p": m.Float(default=setting("min_p", 0.0), min=0.0, max=1.0),
+        "typical_p": m.Float(default=setting("typical_p", 1.0), min=0.0, max=1.0),
+        "beams": m.Int(default=setting("num_beams", 1), min=1, max=64),
+        "length_penalty": m.Float(default=setting("length_penalty", 1.0), min=-100.0, max=100.0),
         "early_stopping": m.Choice(
-            default=_EARLY_STOPPING[value("early_stopping", False)], choices=tuple(_EARLY_STOPPING.values())
+            default=_EARLY_STOPPING[setting("early_stopping", False)], choices=tuple(_EARLY_STOPPING.values())
         ),
-        "repetition_penalty": m.Float(default=value("repetition_penalty", 1.0), min=0.01, max=100.0),
-        "no_repeat_ngram_size": m.Int(default=value("no_repeat_ngram_size", 0), min=0, max=1000),
+        "repetition_penalty": m.Float(default=setting("repetition_penalty", 1.0), min=0.01, max=100.0),
+        "no_repeat_ngram_size": m.Int(default=setting("no_repeat_ngram_size", 0), min=0, max=1000),
         "stop": m.Strings(),
         "num_texts": m.Count(max=64),
         "seed": m.Seed(),

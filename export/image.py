@@ -32,11 +32,13 @@ def fit(processor: Any) -> m.Fit:
     """How the processor brings pictures to size. Raises `ExportError` where it does more than resize and crop."""
     for field, does in _NOT.items():
         if getattr(processor, field, False):
-            raise ExportError(f"preprocessor_config.json: {field} is true; an image processor that {does} is not supported")
+            raise ExportError(
+                f"preprocessor_config.json: {field} is true; an image processor that {does} is not supported"
+            )
     if not processor.do_resize:
         raise ExportError("preprocessor_config.json: do_resize is false, wanted true: pictures come in any size")
     size = dict(processor.size)
-    resample = Image.Resampling(processor.resample).name.lower()
+    resample: Any = Image.Resampling(processor.resample).name.lower()
     crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
     if size.get("shortest_edge") and crop:
         return m.Fit(width=crop["width"], height=crop["height"], resample=resample, shortest=size["shortest_edge"])

@@ -38,7 +38,7 @@ def reference(
     most new tokens.
     """
     arrays: dict[str, AnyArray] = {}
-    cases = []
+    cases, start = [], 0
     for name, case in CASES.items():
         case = case | {"max_new_tokens": min(case["max_new_tokens"], room)}
         with quiet(), torch.no_grad():
@@ -51,7 +51,8 @@ def reference(
                 return_dict_in_generate=True,
                 output_logits=case["beams"] == 1,
             )
-        start = found.sequences.shape[1] - len(found.logits) if case["beams"] == 1 else start
+        if case["beams"] == 1:  # the first case, which shows the prompt's length
+            start = found.sequences.shape[1] - len(found.logits)
         arrays[f"run/{name}/out/sequences"] = _padded(_array(found.sequences[:, start:]), model.generation_config)
         arrays |= {f"run/{name}/in/{key}": array for key, array in given.items()}
         cases.append(Case(name=name, request={**request, **case}))

@@ -34,7 +34,7 @@ class Ratio(_Struct, frozen=True):
     per: Positive
 
 
-TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Token = TokenId | Name  # an id, or the input of kind `choice` whose value has one
 Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
 
@@ -46,8 +46,8 @@ class Tokenize(_Struct, frozen=True):
     """How a text becomes ids: int64 (texts, tokens), at most `length` a text, padded at the right with the id `pad`.
 
     The special tokens that `file` adds are kept; `before` and `after` stand around them. Without a `mask` all have
-    `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a text's
-    own tokens are: then the longest text sets the length, and a text over `length` is refused.
+    `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a
+    text's own tokens are: then the longest text sets the length, and a text over `length` is refused.
     """
 
     file: str
@@ -256,11 +256,12 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     The loop gives the graphs `tokens`, int64 (rows, sequence), and `positions`, int64 (rows,), how many tokens of a row
     came before; it takes `logits`, float32 (rows, vocabulary), for what follows the last. `caches` says which output is
     the new content of which input, float32 (rows, heads, capacity, width), written in place; `limit` is the most tokens
-    that a row can have, prompt and all. `conditions` says which arrays have a row for each distinct value of which input.
+    that a row can have, prompt and all. `conditions` says which arrays have a row for each distinct value of which
+    input.
 
     A row ends with any of `ends`. `forced` are its first new tokens, `forced_end` its last if `max_new_tokens` is
-    reached; `suppressed` never come, `begin_suppressed` not as the first that is chosen. `options` names the inputs that
-    set the options of `search.Rules`.
+    reached; `suppressed` never come, `begin_suppressed` not as the first that is chosen. `options` names the inputs
+    that set the options of `search.Rules`.
     """
 
     graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from mmrt.runtime import manifest, request
-from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.arrays import AnyArray, Int64
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.engines import Engine, load_onnx
 from mmrt.runtime.errors import BundleError, EngineError, RequestError
@@ -78,7 +78,7 @@ class Pipeline:
         raise AssertionError("a stream ends with Done")
 
     def stream(self, *texts: str | list[str], **inputs: Any) -> Iterator[Event]:
-        """Answer a request step by step: `Step` and `Token` events, then `Done` with the result. Leaving the loop cancels.
+        """Answer a request step by step: `Step`s and `Token`s, then `Done` with the result. Leaving the loop cancels.
 
         inputs: values for the manifest's inputs by name; a positional text is the first input that wants one. Raises
         `RequestError` where the bundle cannot answer the request: at once, or before the first event where its sampler
@@ -123,21 +123,19 @@ class Pipeline:
         values = run.request.values
         for name, spec in self.manifest.inputs.items():
             if isinstance(spec, manifest.Image) and run.request.given(name):
-                pictures = {id(each): each for each in values[name]} if spec.fit else dict(enumerate(values[name]))
-                run.arrays[spec.array] = np.stack(list(pictures.values()))
-                places = {key: row for row, key in enumerate(pictures)}
-                run.rows[name] = np.array([places[id(each)] if spec.fit else row for row, each in enumerate(values[name])])
+                run.rows[name] = _rows(map(id, values[name])) if spec.fit else np.arange(run.request.batch)
+                _, first = np.unique(run.rows[name], return_index=True)
+                run.arrays[spec.array] = np.stack([values[name][index] for index in first])
         two_rows = any(
             isinstance(stage, manifest.Diffuse) and guided(stage, run.request) for stage in self.manifest.program
         )
         for name, text in self.manifest.text_inputs().items():
             texts = values[text.negative] + values[name] if text.negative and two_rows else values[name]
-            distinct = {each: row for row, each in enumerate(dict.fromkeys(texts))}
-            run.rows[name] = np.array([distinct[each] for each in texts])
-            for ids, spec in text.tokenize.items():
-                run.arrays[ids], mask = self._tokenizers[ids](list(distinct), run.request.chosen)
-                if spec.mask:
-                    run.arrays[spec.mask] = mask
+            run.rows[name] = _rows(texts)
+            for ids, tokenize in text.tokenize.items():
+                run.arrays[ids], mask = self._tokenizers[ids](list(dict.fromkeys(texts)), run.request.chosen)
+                if tokenize.mask:
+                    run.arrays[tokenize.mask] = mask
 
     def _finish(self, output: manifest.Output, run: Run) -> list[Any]:
         array = run.arrays[output.source]
@@ -194,6 +192,12 @@ class _Engines(Mapping[str, Engine]):
     def _load(self, name: str) -> Engine:
         file = self._bundle.onnx_file(self._variants[name].file)
         return load_onnx(name, self._bundle.manifest.graphs[name], file, self._threads)
+
+
+def _rows(values: Iterable[Hashable]) -> Int64:
+    """For each value, which of the distinct ones it is, in the order in which they first come."""
+    places: dict[Hashable, int] = {}
+    return np.array([places.setdefault(value, len(places)) for value in values])
 
 
 def _always_used(manifest_: manifest.Manifest) -> list[str]:

@@ -127,9 +127,7 @@ def compare(what: str, found: AnyArray, wanted: AnyArray, precision: str) -> Che
     a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
     max_error = float(np.abs(a - b).max(initial=0.0))
     if wanted.dtype.kind in "ib" and wanted.dtype != np.uint8:
-        return Check(
-            what=what, precision=precision, passed=bool((a == b).all()), wanted="equal", max_error=max_error
-        )
+        return Check(what=what, precision=precision, passed=bool((a == b).all()), wanted="equal", max_error=max_error)
     if wanted.dtype == np.uint8:
         psnr = min(100.0, 10 * math.log10(255**2 / max(float(np.mean((a - b) ** 2)), 1e-9)))
         passed, goal = psnr >= tolerance.psnr, f"PSNR >= {tolerance.psnr:g} dB"

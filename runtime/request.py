@@ -29,7 +29,7 @@ SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
 class Request:
     """`values` has each input's value; texts and pictures are lists with one for each of the `batch` results.
 
-    Of the batch, each `count` results in a row are of one prompt. `chosen` has the token of each choice that has tokens.
+    Each `count` results in a row are of one prompt. `chosen` has the token of each choice that has tokens.
     """
 
     values: Mapping[str, Any]
@@ -170,7 +170,9 @@ def _check_memory(manifest: m.Manifest, values: Mapping[str, Any], batch: int, w
 
 def _cache_floats(manifest: m.Manifest, stage: m.Autoregress, values: Mapping[str, Any]) -> int:
     """What the caches of one result come to hold."""
-    beams, tokens = (values[stage.options[name]] if name in stage.options else 1 for name in ("beams", "max_new_tokens"))
+    beams, tokens = (
+        values[stage.options[name]] if name in stage.options else 1 for name in ("beams", "max_new_tokens")
+    )
     specs = {name: spec for graph in stage.graphs for name, spec in manifest.graphs[graph].inputs.items()}
     widths = (math.prod(dim for dim in specs[name].shape if isinstance(dim, int)) for name in stage.caches)
     return int(beams * (len(stage.prompt) + tokens) * sum(widths))

@@ -40,7 +40,9 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     config, size = model.generation_config, fit(processor)
     start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
     if start is None:
-        raise ExportError(f"{checkpoint.path}: neither decoder_start_token_id nor bos_token_id is in generation_config.json")
+        raise ExportError(
+            f"{checkpoint.path}: neither decoder_start_token_id nor bos_token_id is in generation_config.json"
+        )
     forced = (config.forced_bos_token_id,) if config.forced_bos_token_id is not None else ()
     limit = int(model.decoder.config.max_position_embeddings)
     decoder, layers = decoder_graph(model.decoder, model.decoder.config.hidden_size, masked=False)

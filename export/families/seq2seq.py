@@ -1,5 +1,4 @@
-"""Texts to texts: T5 (arXiv 1910.10683), BART (1910.13461), mBART (2001.08210), Marian, M2M100 (2010.11125) and NLLB."""
-
+"""Texts to texts: T5 (arXiv 1910.10683), BART (1910.13461), mBART (2001.08210), Marian, M2M100 (2010.11125), NLLB."""
 
 from __future__ import annotations
 
@@ -93,7 +92,7 @@ class _Model:
                     Encoder(self.model),
                     {"source_ids": ids, "source_mask": mask},
                     cross,
-                    {"source_ids": free, "source_mask": free} | dict.fromkeys(cross, {0: "texts", 2: "source"}),
+                    {"source_ids": free, "source_mask": free} | {name: {0: "texts", 2: "source"} for name in cross},
                 ),
                 "decoder": decoder,
             },
@@ -131,7 +130,7 @@ class _Model:
         }
 
     def _beginning(self) -> tuple[tuple[m.Token, ...], tuple[m.Token, ...]]:
-        """Prompt and forced tokens: the target's language is the prompt where the checkpoint starts with one, else forced."""
+        """Prompt and forced tokens: the target's language is the prompt of checkpoints that start so, else forced."""
         start, forced = self.config.decoder_start_token_id, self.config.forced_bos_token_id
         if start is None:
             raise ExportError(f"{self.checkpoint.path}: decoder_start_token_id is missing")

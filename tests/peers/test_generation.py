@@ -42,6 +42,14 @@ def test_uniform_between_normals() -> None:
         assert ours.uniform() == torch.rand((), dtype=torch.float64, generator=theirs).item()
 
 
+def test_uniform_on_cuda_by_curand_definition() -> None:
+    """Of Random123's first vector, 6627e8d5 e169c58d: the low 21 bits of the first, under the xor of both."""
+    bits = f"{0xE169C58D:032b}" + "0" * 21
+    low = f"{0x6627E8D5:032b}"
+    both = bits[:21] + "".join(str(int(a != b)) for a, b in zip(bits[21:], low, strict=True))
+    assert noise.TorchCuda(0).uniform() == (int(both, 2) + 0.5) / 2**53
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("seed", [0, 2**40 + 3])

@@ -166,6 +166,11 @@ def test_draw_is_the_inverse_of_the_distribution() -> None:
     assert [logits.draw(scores, uniform) for uniform in uniforms] == [1, 1, 3, 3, 4, 4, 4]
 
 
+def test_draw_at_the_edge_of_a_token_takes_the_next() -> None:
+    assert logits.draw(np.zeros(4, np.float32), 0.5) == 2
+    assert logits.draw(np.array([-2000, 0], np.float32), 0.0) == 1  # the first has the probability 0 in doubles
+
+
 @given(seed=st.integers(0, 2**32 - 1), uniform=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=200, deadline=None)
 def test_draw_against_a_loop(seed: int, uniform: float) -> None:
