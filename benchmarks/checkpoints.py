@@ -1,10 +1,12 @@
-"""Checkpoints to measure with: the emoji example, and SD 1.5's architecture at its real size with random weights."""
+"""Checkpoints to measure with: the examples, and real architectures at their real sizes with random weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-EMOJI = Path(__file__).parent.parent / "examples" / "emoji" / "checkpoint"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+EMOJI, TRANSLATOR = EXAMPLES / "emoji" / "checkpoint", EXAMPLES / "translator" / "checkpoint"
+SIZES_OF_MARIAN = {"attention_heads": 8, "ffn_dim": 2048}
 
 
 def sd15(folder: Path) -> Path:
@@ -49,4 +51,35 @@ def sd15(folder: Path) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def text_model(name: str, folder: Path) -> Path:
+    """T5-small, opus-mt's Marian or ViT-GPT2 at their real sizes with random weights.
+
+    The tokenizer is the translator example's: the ids differ from the models' own, the work does not.
+    """
+    import torch
+    import transformers as t
+
+    if (folder / "config.json").exists():
+        return folder
+    torch.manual_seed(0)
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    if name == "t5-small":
+        model = t.T5ForConditionalGeneration(t.T5Config(**ids))
+    elif name == "marian":
+        sizes = {"d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "vocab_size": 58101}
+        sizes |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in SIZES_OF_MARIAN.items()}
+        model = t.MarianMTModel(
+            t.MarianConfig(**sizes, max_position_embeddings=512, activation_function="swish", **ids)
+        )
+    else:
+        decoder = t.GPT2LMHeadModel(t.GPT2Config(add_cross_attention=True, is_decoder=True))
+        model = t.VisionEncoderDecoderModel(encoder=t.ViTModel(t.ViTConfig()), decoder=decoder)
+        model.generation_config = t.GenerationConfig(**ids)
+        t.ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
+    model.generation_config.update(**ids, max_length=None)
+    model.save_pretrained(folder)
+    t.AutoTokenizer.from_pretrained(TRANSLATOR).save_pretrained(folder)
     return folder

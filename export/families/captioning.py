@@ -45,7 +45,8 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
         )
     forced = (config.forced_bos_token_id,) if config.forced_bos_token_id is not None else ()
     limit = int(model.decoder.config.max_position_embeddings)
-    decoder, layers = decoder_graph(model.decoder, model.decoder.config.hidden_size, masked=False)
+    seen = getattr(model.decoder.config, "cross_attention_hidden_size", None) or model.decoder.config.hidden_size
+    decoder, layers = decoder_graph(model.decoder, seen, masked=False)
     pixels = torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)
     cross = names("cross_", layers)
     batch = {0: "pictures"}

@@ -1,0 +1,193 @@
+"""What a manifest with an `autoregress` stage must not say."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mmrt.runtime import manifest_file
+from mmrt.runtime.errors import BundleError
+
+FILE = {"bytes": 1, "sha256": "0" * 64}
+CACHE = {"dtype": "float32", "shape": ["rows", 2, "capacity", 8]}
+MANIFEST: dict[str, Any] = {
+    "format": 1,
+    "task": "text-to-text",
+    "name": "tiny",
+    "source": {"family": "seq2seq", "checkpoint": {}, "versions": {}},
+    "inputs": {
+        "text": {
+            "kind": "text",
+            "tokenize": {
+                "source_ids": {
+                    "file": "source.json", "length": 16, "pad": 0, "mask": "source_mask", "before": ["language"],
+                }
+            },
+        },
+        "language": {"kind": "choice", "default": "en", "choices": ["en", "zh"], "tokens": {"en": 5, "zh": 6}},
+        "max_new_tokens": {"kind": "int", "default": 8, "min": 1, "max": 31},
+        "temperature": {"kind": "float", "default": 0.0, "min": 0.0, "max": 2.0},
+        "early_stopping": {"kind": "choice", "default": "no", "choices": ["no", "yes"]},
+        "stop": {"kind": "strings"},
+        "seed": {"kind": "seed"},
+    },
+    "outputs": {"text": {"kind": "text", "from": "sequences", "file": "target.json"}},
+    "graphs": {
+        "encoder": {
+            "inputs": {
+                "source_ids": {"dtype": "int64", "shape": ["texts", "source"]},
+                "source_mask": {"dtype": "bool", "shape": ["texts", "source"]},
+            },
+            "outputs": {"cross_key_0": {"dtype": "float32", "shape": ["texts", 2, "source", 8]}},
+            "variants": [{"engine": "onnx", "precision": "fp32", "file": "encoder.onnx"}],
+        },
+        "decoder": {
+            "inputs": {
+                "tokens": {"dtype": "int64", "shape": ["rows", "sequence"]},
+                "positions": {"dtype": "int64", "shape": ["rows"]},
+                "cross_key_0": {"dtype": "float32", "shape": ["rows", 2, "source", 8]},
+                "key_0": CACHE,
+            },
+            "outputs": {"logits": {"dtype": "float32", "shape": ["rows", 40]}, "new_key_0": CACHE},
+            "variants": [{"engine": "onnx", "precision": "fp32", "file": "decoder.onnx"}],
+        },
+    },
+    "program": [
+        {"stage": "once", "graphs": ["encoder"]},
+        {
+            "stage": "autoregress",
+            "graphs": ["decoder"],
+            "caches": {"key_0": "new_key_0"},
+            "limit": 32,
+            "prompt": [1],
+            "pad": 0,
+            "ends": [2],
+            "options": {
+                "max_new_tokens": "max_new_tokens",
+                "temperature": "temperature",
+                "early_stopping": "early_stopping",
+                "stop": "stop",
+            },
+            "conditions": {"cross_key_0": "text"},
+            "forced": ["language"],
+        },
+    ],
+    "files": dict.fromkeys(("source.json", "target.json", "encoder.onnx", "decoder.onnx"), FILE),
+}  # fmt: skip
+
+
+def _stage(manifest: dict[str, Any]) -> dict[str, Any]:
+    stage: dict[str, Any] = manifest["program"][1]
+    return stage
+
+
+def _graph(manifest: dict[str, Any]) -> dict[str, Any]:
+    graph: dict[str, Any] = manifest["graphs"]["decoder"]
+    return graph
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "unknown field": (lambda m: _stage(m).update(beams=4), "unknown field `beams`"),
+    "no caches": (lambda m: _stage(m).update(caches={}), "length >= 1"),
+    "a cache that no graph takes": (lambda m: _stage(m).update(caches={"key_1": "new_key_0"}), "takes 'key_1'"),
+    "a cache that no graph makes": (lambda m: _stage(m).update(caches={"key_0": "new_key_1"}), "makes 'new_key_1'"),
+    "a cache that is something else": (
+        lambda m: _stage(m).update(caches={"tokens": "new_key_0"}),
+        "int64(rows, sequence) becomes float32(rows, 2, capacity, 8)",
+    ),
+    "a cache without room to grow": (
+        lambda m: [each.update(shape=["rows", 2, 64, 8]) for each in (_graph(m)["inputs"]["key_0"], _made(m))],
+        "is no cache (rows, heads, capacity, width)",
+    ),
+    "a cache of rows": (
+        lambda m: [each.update(shape=["rows", 2, "rows", 8]) for each in (_graph(m)["inputs"]["key_0"], _made(m))],
+        "is no cache",
+    ),
+    "no logits": (lambda m: _graph(m)["outputs"].pop("logits"), "no graph makes 'logits'"),
+    "logits of any vocabulary": (
+        lambda m: _graph(m)["outputs"]["logits"].update(shape=["rows", "words"]),
+        "wanted float32(rows, vocabulary)",
+    ),
+    "whole logits": (lambda m: _graph(m)["outputs"]["logits"].update(dtype="int64"), "wanted float32"),
+    "tokens of its own": (
+        lambda m: _graph(m)["outputs"].update(sequences={"dtype": "int64", "shape": ["rows"]}),
+        "the loop's own",
+    ),
+    "an end out of the vocabulary": (lambda m: _stage(m).update(ends=[40]), "tokens [40] are not in the vocabulary"),
+    "a prompt out of the vocabulary": (lambda m: _stage(m).update(prompt=[99]), "tokens [99]"),
+    "a language out of the vocabulary": (
+        lambda m: m["inputs"]["language"]["tokens"].update(zh=77),
+        "tokens [77] are not in the vocabulary of 40",
+    ),
+    "a negative token": (lambda m: _stage(m).update(pad=-1), ">= 0"),
+    "no prompt": (lambda m: _stage(m).update(prompt=[]), "length >= 1"),
+    "a prompt of no choice": (lambda m: _stage(m).update(prompt=["text"]), "'text' is not an input of kind choice"),
+    "a choice without tokens": (lambda m: _stage(m).update(forced=["early_stopping"]), "has no tokens"),
+    "a choice with some tokens": (
+        lambda m: m["inputs"]["language"].update(tokens={"en": 5}),
+        "one for each of its names",
+    ),
+    "an option of the wrong kind": (
+        lambda m: _stage(m)["options"].update(temperature="max_new_tokens"),
+        "'max_new_tokens' is not an input of kind float",
+    ),
+    "an unknown option": (lambda m: _stage(m)["options"].update(luck="temperature"), "luck"),
+    "other ways to stop": (
+        lambda m: m["inputs"]["early_stopping"].update(choices=["no", "perhaps"]),
+        "'perhaps' are no ways to stop",
+    ),
+    "a condition that nothing makes": (
+        lambda m: _stage(m).update(conditions={"cross_key_1": "text"}),
+        "nothing makes 'cross_key_1'",
+    ),
+    "a condition of a number": (
+        lambda m: _stage(m).update(conditions={"cross_key_0": "temperature"}),
+        "'temperature' is not an input of kind text or image",
+    ),
+    "an absurd limit": (lambda m: _stage(m).update(limit=2**40), "<= 1048576"),
+    "a mask that is made twice": (
+        lambda m: m["inputs"]["text"]["tokenize"]["source_ids"].update(mask="source_ids"),
+        "made twice",
+    ),
+    "a text of no tokens": (lambda m: m["outputs"]["text"].update({"from": "cross_key_0"}), "a text takes int64"),
+    "a text's file that is not listed": (lambda m: m["outputs"]["text"].update(file="x.json"), "not listed"),
+    "a picture without a size": (
+        lambda m: m["inputs"].update(image={"kind": "image", "array": "pixels"}),
+        "needs `fit`",
+    ),
+    "an absurd size": (
+        lambda m: m["inputs"].update(
+            image={
+                "kind": "image", "array": "pixels",
+                "fit": {"width": 10**6, "height": 8, "resample": "bilinear"},
+            }
+        ),
+        "<= 16384",
+    ),
+}  # fmt: skip
+
+
+def _made(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The cache as the decoder makes it."""
+    array: dict[str, Any] = _graph(manifest)["outputs"]["new_key_0"]
+    return array
+
+
+def test_is_legal() -> None:
+    manifest = manifest_file.decode(json.dumps(MANIFEST).encode())
+    assert manifest_file.decode(manifest_file.encode(manifest)) == manifest
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_is_refused(name: str) -> None:
+    damage, says = DAMAGES[name]
+    manifest = copy.deepcopy(MANIFEST)
+    damage(manifest)
+    with pytest.raises(BundleError) as caught:
+        manifest_file.decode(json.dumps(manifest).encode())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
