@@ -96,8 +96,13 @@ def _program(manifest: m.Manifest) -> list[str]:
                 kind, more = "once", f"  if {stage.when} is given" if stage.when else ""
             case m.Diffuse():
                 kind, more = "diffuse", f"  {stage.schedule.prediction}, samplers: {', '.join(stage.samplers)}"
+            case m.Autoregress():
+                kind, more = "autoregress", f"  up to {stage.limit} tokens, {len(stage.caches)} caches"
         lines.append(f"{number}. {kind:8} {', '.join(stage.graphs)}{more}")
     return lines
+
+
+_ARROWS = 3  # from one maker to one graph; more are drawn as one
 
 
 def flowchart(manifest: m.Manifest) -> list[str]:
@@ -106,7 +111,8 @@ def flowchart(manifest: m.Manifest) -> list[str]:
     for name, spec in manifest.inputs.items():
         if isinstance(spec, m.Text | m.Image):
             lines.append(f"  {name}([{name}])")
-            arrays = spec.tokenize if isinstance(spec, m.Text) else [spec.array]
+            masks = [each.mask for each in spec.tokenize.values() if each.mask] if isinstance(spec, m.Text) else []
+            arrays = [*spec.tokenize, *masks] if isinstance(spec, m.Text) else [spec.array]
             makers |= dict.fromkeys(arrays, name)
             if isinstance(spec, m.Text) and spec.negative:
                 makers |= {f"{spec.negative}/{array}": spec.negative for array in spec.tokenize}
@@ -116,21 +122,31 @@ def flowchart(manifest: m.Manifest) -> list[str]:
             if stage.start in makers:
                 lines.append(f"  {makers[stage.start]} -. {stage.start} .-> loop{number}")
             makers |= dict.fromkeys(("latents", "timestep", "guidance"), f"loop{number}")
+        if isinstance(stage, m.Autoregress):
+            lines.append(f'  loop{number}{{{{"one token after the other"}}}}')
+            makers |= dict.fromkeys(("tokens", "positions", "sequences", *stage.caches), f"loop{number}")
         for graph in stage.graphs:
             lines.append(f"  {graph}[{graph}]")
+            arrows: dict[str, list[str]] = {}
             for array in manifest.graphs[graph].inputs:
-                sources = [maker for name, maker in makers.items() if name == array or name.endswith(f"/{array}")]
-                lines += [f"  {source} -- {array} --> {graph}" for source in sources]
+                for name, maker in makers.items():
+                    if name == array or name.endswith(f"/{array}"):
+                        arrows.setdefault(maker, []).append(array)
+            for source, arrays in arrows.items():
+                labels = arrays if len(arrays) <= _ARROWS else [f"{arrays[0]} and {len(arrays) - 1} more"]
+                lines += [f"  {source} -- {label} --> {graph}" for label in labels]
             makers |= dict.fromkeys(manifest.graphs[graph].outputs, graph)
         if isinstance(stage, m.Diffuse):
             lines.append(f"  {makers['prediction']} -- prediction --> loop{number}")
+        if isinstance(stage, m.Autoregress):
+            lines.append(f"  {makers['logits']} -- logits --> loop{number}")
     for name, output in manifest.outputs.items():
         lines.append(f"  {makers[output.source]} -- {output.source} --> {name}_out([{name}])")
     return lines
 
 
 def _kind(output: m.Output) -> str:
-    return f"picture, from {output.source}"
+    return f"{'text' if isinstance(output, m.TextOutput) else 'picture'}, from {output.source}"
 
 
 def _size(manifest: m.Manifest, file: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrt.runtime.manifest import File, Input, Manifest, Size
+from mmrt.runtime.manifest import File, Image, Input, Manifest, Size
 from mmrt.runtime.receipt import Check
 
 
@@ -16,7 +16,7 @@ def model_card(
     parts = [
         f"# {manifest.name}",
         f"{manifest.task}, made by mmrt from a checkpoint of the family {source.family}.",
-        f'    mmrt generate {manifest.name}.mmrt "a red heart" -o heart.png\n    mmrt verify {manifest.name}.mmrt',
+        f"    mmrt generate {manifest.name}.mmrt {_request(manifest)}\n    mmrt verify {manifest.name}.mmrt",
         *notes,
         "## Inputs\n\n" + "\n".join(f"- `{name}`: {_describe(value)}" for name, value in manifest.inputs.items()),
         "## Graphs\n\n" + _graphs(manifest, sizes),
@@ -25,6 +25,17 @@ def model_card(
         "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in source.versions.items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _request(manifest: Manifest) -> str:
+    """A command line's rest that the bundle answers."""
+    words = ['"a red heart"'] if manifest.text_inputs() else []
+    words += [
+        f"--{name.replace('_', '-')} picture.png"
+        for name, value in manifest.inputs.items()
+        if isinstance(value, Image) and value.required
+    ]
+    return " ".join([*words, *(["-o heart.png"] if "image" in manifest.outputs else [])])
 
 
 def _describe(value: Input) -> str:

@@ -70,6 +70,8 @@ def rules(stage: manifest.Autoregress, request: Request) -> Rules:
     given = {option: request.values[name] for option, name in stage.options.items() if option != "stop"}
     if "early_stopping" in given:
         given["early_stopping"] = _EARLY_STOPPING[given["early_stopping"]]
+    if 1 < (beams := given.get("beams", 1)) < request.count:
+        raise RequestError(f"{request.count} results a prompt of {beams} beams: give at least as many beams as results")
     return Rules(
         ends=stage.ends,
         pad=stage.pad,
