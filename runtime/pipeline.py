@@ -19,7 +19,7 @@ from mmrt.runtime.errors import BundleError, EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
 from mmrt.runtime.stages import Run
-from mmrt.runtime.stages.autoregress import autoregress
+from mmrt.runtime.stages.autoregress import autoregress, rules
 from mmrt.runtime.stages.diffuse import diffuse, guided
 from mmrt.runtime.stages.once import once
 from mmrt.runtime.tokenizer import Detokenizer, Tokenizer
@@ -155,10 +155,14 @@ class Pipeline:
         return dict(zip(wanted, texts, strict=False))
 
     def _provenance(self, request: Request, index: int) -> dict[str, Any]:
-        return {
+        together = request.count > 1 and any(
+            isinstance(stage, manifest.Autoregress) and rules(stage, request).beams > 1
+            for stage in self.manifest.program
+        )
+        return ({"result": index % request.count} if together else {}) | {
             "mmrt": __version__,
             "bundle": {"name": self.manifest.name, "sha256": self.bundle.sha256},
-            "request": request.single(self.manifest, index),
+            "request": request.single(self.manifest, index, together),
             "engines": self.describe(),
         }
 

@@ -49,22 +49,25 @@ class Request:
         """The ids: names of choices stand for the token that was chosen."""
         return tuple(self.chosen[token] if isinstance(token, str) else token for token in tokens)
 
-    def single(self, manifest: m.Manifest, index: int) -> dict[str, Any]:
-        """The request that makes result `index` alone, as JSON values; a picture appears as its pixels' sha256."""
+    def single(self, manifest: m.Manifest, index: int, together: bool) -> dict[str, Any]:
+        """The request that makes result `index` alone, as JSON values; a picture appears as its pixels' sha256.
+
+        Where the results of a prompt only come `together`, as the beams of a search do, it makes all of that prompt's.
+        """
         return {
-            name: _as_json(self._single(spec, self.values[name], index))
+            name: _as_json(self._single(spec, self.values[name], index, together))
             for name, spec in manifest.inputs.items()
             if self.values[name] is not None
         }
 
-    def _single(self, spec: m.Input, value: Any, index: int) -> Any:
+    def _single(self, spec: m.Input, value: Any, index: int, together: bool) -> Any:
         match spec:
             case m.Text() | m.Image():
                 return value[index]
             case m.Count():
-                return 1
+                return self.count if together else 1
             case m.Seed():
-                return self.seeds[index]
+                return self.seeds[index - index % self.count if together else index]
             case m.Size():
                 return f"{self.width}x{self.height}"
         return value

@@ -264,6 +264,6 @@ def test_any_request_is_resolved_or_refused_in_one_line(inputs: dict[str, Any]) 
     assert len(resolved.seeds) == resolved.batch == len(resolved.values["prompt"])
     assert resolved.width % 8 == resolved.height % 8 == 0
     for index in range(min(resolved.batch, 3)):
-        single = resolved.single(MANIFEST, index)
+        single = resolved.single(MANIFEST, index, together=False)
         again = request.resolve(MANIFEST, single)
-        assert again.single(MANIFEST, 0) == single
+        assert again.single(MANIFEST, 0, together=False) == single
