@@ -115,12 +115,16 @@ class _Model:
         )
 
     def _chosen(self) -> dict[str, str]:
-        """The language inputs and their defaults."""
+        """The language inputs and their defaults; the target's is the one that the checkpoint itself begins with."""
         if not self.languages:
             return {}
         first = next(iter(self.languages))
-        source, target = (getattr(self.tokenizer, name, None) or first for name in ("src_lang", "tgt_lang"))
-        return {"target_language": first} if self.marian else {"source_language": source, "target_language": target}
+        if self.marian:
+            return {"target_language": first}
+        starts = self.config.decoder_start_token_id, self.config.forced_bos_token_id
+        begun = next((code for code, token in self.languages.items() if token in starts), None)
+        source, target = (getattr(self.tokenizer, name, None) for name in ("src_lang", "tgt_lang"))
+        return {"source_language": source or first, "target_language": begun or target or first}
 
     def _language_inputs(self) -> dict[str, m.Input]:
         codes = tuple(self.languages)
