@@ -81,12 +81,23 @@ def spread(mask: Any, length: int) -> Any:
     return mask[:, None, None, :].expand(-1, 1, length, -1)
 
 
+def mask_for(model: Any, allowed: Any) -> Any:
+    """`allowed` (bool) as the model's attention takes it: as it is, or, where that adds masks to its scores, 0 or less.
+
+    transformers hands bool masks to PyTorch's own attention, which not all of its models use.
+    """
+    if model._supports_sdpa:
+        return allowed
+    return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+
+
 class Seq2Seq(torch.nn.Module):  # type: ignore[misc]
     """An encoder-decoder model called as a language model with cross-attention is."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self._supports_sdpa = model._supports_sdpa
 
     def forward(
         self, input_ids: Any, attention_mask: Any, encoder_hidden_states: Any, encoder_attention_mask: Any, **rest: Any
@@ -108,9 +119,9 @@ def cross_attention(decoder: Any, states: Any) -> tuple[Any, ...]:
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     decoder(
         input_ids=torch.zeros(states.shape[0], 1, dtype=torch.int64),
-        attention_mask=torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool),
+        attention_mask=mask_for(decoder, torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool)),
         encoder_hidden_states=states,
-        encoder_attention_mask=torch.ones(states.shape[0], 1, 1, states.shape[1], dtype=torch.bool),
+        encoder_attention_mask=mask_for(decoder, torch.ones(states.shape[0], 1, 1, states.shape[1], dtype=torch.bool)),
         past_key_values=cache,
         use_cache=True,
     )
@@ -135,9 +146,9 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         mask = arrays["source_mask"] if "source_mask" in arrays else torch.ones(rows, source, dtype=torch.bool)
         logits = self.decoder(
             input_ids=tokens,
-            attention_mask=visible(positions, length, capacity),
+            attention_mask=mask_for(self.decoder, visible(positions, length, capacity)),
             encoder_hidden_states=torch.zeros(rows, 1, self.states_width),  # not looked at: its keys are given
-            encoder_attention_mask=spread(mask, length),
+            encoder_attention_mask=mask_for(self.decoder, spread(mask, length)),
             past_key_values=EncoderDecoderCache(written, given),
             use_cache=True,
         ).logits

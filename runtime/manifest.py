@@ -214,9 +214,9 @@ class Guidance(_Struct, frozen=True):
 class Diffuse(_Struct, frozen=True, tag="diffuse", tag_field="stage"):
     """From noise of `latents`' shape, or from the array `start`, in sampler steps over the graphs, to `latents`.
 
-    The loop gives the graphs `latents` and `timestep`, float32 (batch,), and takes `prediction`. `conditions` says
-    which arrays have a row for each distinct text of which input. `preview` is a matrix (channels + 1, 3) from
-    latents to RGB in [-1, 1], its last row the constant. `steps`, `sampler` and `strength` name inputs.
+    The loop gives the graphs `latents` and `timestep`, float32 (batch,), and takes `prediction`.
+    `preview` is a matrix (channels + 1, 3) from latents to RGB in [-1, 1], its last row the constant. `steps`,
+    `sampler` and `strength` name inputs.
     """
 
     graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
@@ -226,7 +226,6 @@ class Diffuse(_Struct, frozen=True, tag="diffuse", tag_field="stage"):
     sampler: Name
     steps: Name
     guidance: Guidance | None = None
-    conditions: dict[Name, Name] = {}
     start: Name | None = None
     strength: Name | None = None
     preview: tuple[tuple[float, float, float], ...] = ()
@@ -253,11 +252,14 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     """From the tokens of `prompt`, one token after the other, to `sequences`: int64 (batch, tokens), the new tokens,
     padded with `pad`.
 
+    `prompt` may also name an array, int64 (rows, tokens), with `prompt_mask`, bool, true at a row's own tokens, which
+    come first. A prompt may hold ids beyond the vocabulary, which the graphs read and never write.
+
     The loop gives the graphs `tokens`, int64 (rows, sequence), and `positions`, int64 (rows,), how many tokens of a row
     came before; it takes `logits`, float32 (rows, vocabulary), for what follows the last. `caches` says which output is
     the new content of which input, float32 (rows, heads, capacity, width), written in place; `limit` is the most tokens
-    that a row can have, prompt and all. `conditions` says which arrays have a row for each distinct value of which
-    input.
+    that a row can have, prompt and all. Without the option `max_new_tokens`, rows become that long. With `guidance`,
+    of the kind `classifier-free`, the logits of unconditional and conditional rows are joined.
 
     A row ends with any of `ends`. `forced` are its first new tokens, `forced_end` its last if `max_new_tokens` is
     reached; `suppressed` never come, `begin_suppressed` not as the first that is chosen. `options` names the inputs
@@ -267,11 +269,12 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
     caches: Annotated[dict[Name, Name], msgspec.Meta(min_length=1)]
     limit: Annotated[int, msgspec.Meta(ge=2, le=2**20)]
-    prompt: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1)]
+    prompt: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1)] | Name
     pad: TokenId
     ends: tuple[TokenId, ...]
     options: dict[Option, Name]
-    conditions: dict[Name, Name] = {}
+    prompt_mask: Name | None = None
+    guidance: Guidance | None = None
     forced: tuple[Token, ...] = ()
     forced_end: TokenId | None = None
     suppressed: tuple[TokenId, ...] = ()

@@ -241,9 +241,6 @@ class _Check:
         if stage.guidance is not None:
             self._refers(stage.guidance.scale, (Float,), f"{where}.guidance.scale")
             self._refers(stage.guidance.rescale, (Float,), f"{where}.guidance.rescale")
-        for array, text in stage.conditions.items():
-            self._require(array in self.made, f"{where}.conditions", f"nothing makes {array!r}")
-            self._refers(text, (Text,), f"{where}.conditions.{array}")
         missing = set(self._choices(stage.sampler)) - stage.samplers.keys()
         self._require(not missing, f"{where}.samplers", f"no sampler is named {_names(missing)}")
         if stage.start is not None:
@@ -258,15 +255,21 @@ class _Check:
         self.made |= {"latents": latents, "timestep": row, "guidance": row}
 
     def _autoregress(self, where: str, stage: Autoregress) -> None:
-        for name, source in stage.conditions.items():
-            self._require(name in self.made, f"{where}.conditions", f"nothing makes {name!r}")
-            self._refers(source, (Text, Image), f"{where}.conditions.{name}")
+        if stage.guidance is not None:
+            self._refers(stage.guidance.scale, (Float,), f"{where}.guidance.scale")
+            known = stage.guidance.kind == "classifier-free" and stage.guidance.rescale is None
+            self._require(known, f"{where}.guidance", "tokens are guided by `classifier-free` without `rescale`")
+        if isinstance(stage.prompt, str):
+            self._array(stage.prompt, _Shape("int64", (None, None)), f"{where}.prompt")
+        if stage.prompt_mask is not None:
+            self._require(isinstance(stage.prompt, str), f"{where}.prompt_mask", "`prompt` is no array")
+            self._array(stage.prompt_mask, _Shape("bool", (None, None)), f"{where}.prompt_mask")
         for option, name in stage.options.items():
             self._refers(name, _OPTIONS.get(option, (Int,)), f"{where}.options.{option}")
         stopping = stage.options.get("early_stopping")
         strangers = set(self._choices(stopping)) - {"no", "yes", "never"} if stopping else set()
         self._require(not strangers, f"{where}.options.early_stopping", f"{_names(strangers)} are no ways to stop")
-        self._tokens((*stage.prompt, *stage.forced), where)
+        self._tokens((*_ids(stage.prompt), *stage.forced), where)
         graphs = [self.manifest.graphs[name] for name in stage.graphs]
         inputs = {name: array for graph in graphs for name, array in graph.inputs.items()}
         outputs = {name: array for graph in graphs for name, array in graph.outputs.items()}
@@ -294,7 +297,7 @@ class _Check:
         for name, graph in graphs.items():
             taken = graph.outputs.keys() & {"tokens", "positions", "sequences"}
             self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
-        named = (*stage.prompt, *stage.forced, *stage.ends, *stage.suppressed, *stage.begin_suppressed)
+        named = (*_ids(stage.prompt), *stage.forced, *stage.ends, *stage.suppressed, *stage.begin_suppressed)
         ids = {*named, stage.pad, stage.forced_end if stage.forced_end is not None else 0}
         choices = (self.manifest.inputs[token] for token in named if isinstance(token, str))
         ids |= {token for choice in choices if isinstance(choice, Choice) for token in choice.tokens.values()}
@@ -314,6 +317,10 @@ class _Check:
             known = {dim for array in graph.inputs.values() for dim in array.shape}
             free = {dim for array in graph.outputs.values() for dim in array.shape if isinstance(dim, str)} - known
             self._require(not free, f"$.graphs.{name}.outputs", f"{_names(free)} are no sizes of its inputs")
+
+    def _array(self, name: str, wanted: _Shape, where: str) -> None:
+        self._require(name in self.made, where, f"nothing makes {name!r}")
+        self._fits(name, wanted, where, "the loop")
 
     def _fits(self, name: str, wanted: Array | _Shape, where: str, taker: str) -> None:
         made, shape = self.made[name], wanted if isinstance(wanted, _Shape) else _Shape.of(wanted)
@@ -355,3 +362,7 @@ class _Shape(NamedTuple):
 
 def _names(names: Iterable[Any]) -> str:
     return ", ".join(repr(name) for name in sorted(names))
+
+
+def _ids(prompt: tuple[Token, ...] | str) -> tuple[Token, ...]:
+    return () if isinstance(prompt, str) else prompt

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from mmrt.runtime import manifest, request
-from mmrt.runtime.arrays import AnyArray, Int64
+from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.engines import Engine, load_onnx
 from mmrt.runtime.errors import BundleError, EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
-from mmrt.runtime.stages import Run
-from mmrt.runtime.stages.autoregress import autoregress, rules
-from mmrt.runtime.stages.diffuse import diffuse, guided
+from mmrt.runtime.stages import Run, distinct, guided
+from mmrt.runtime.stages.autoregress import autoregress, beams
+from mmrt.runtime.stages.diffuse import diffuse
 from mmrt.runtime.stages.once import once
 from mmrt.runtime.tokenizer import Detokenizer, Tokenizer
 from mmrt.version import __version__
@@ -123,19 +123,18 @@ class Pipeline:
         values = run.request.values
         for name, spec in self.manifest.inputs.items():
             if isinstance(spec, manifest.Image) and run.request.given(name):
-                run.rows[name] = _rows(map(id, values[name])) if spec.fit else np.arange(run.request.batch)
-                _, first = np.unique(run.rows[name], return_index=True)
-                run.arrays[spec.array] = np.stack([values[name][index] for index in first])
-        two_rows = any(
-            isinstance(stage, manifest.Diffuse) and guided(stage, run.request) for stage in self.manifest.program
-        )
+                rows = distinct(map(id, values[name])) if spec.fit else np.arange(run.request.batch)
+                _, first = np.unique(rows, return_index=True)
+                run.put(spec.array, np.stack([values[name][index] for index in first]), rows)
+        loops = [stage for stage in self.manifest.program if not isinstance(stage, manifest.Once)]
+        unconditional = any(guided(stage, run.request) for stage in loops)
         for name, text in self.manifest.text_inputs().items():
-            texts = values[text.negative] + values[name] if text.negative and two_rows else values[name]
-            run.rows[name] = _rows(texts)
+            texts = values[text.negative] + values[name] if text.negative and unconditional else values[name]
             for ids, tokenize in text.tokenize.items():
-                run.arrays[ids], mask = self._tokenizers[ids](list(dict.fromkeys(texts)), run.request.chosen)
+                array, mask = self._tokenizers[ids](list(dict.fromkeys(texts)), run.request.chosen)
+                run.put(ids, array, distinct(texts))
                 if tokenize.mask:
-                    run.arrays[tokenize.mask] = mask
+                    run.put(tokenize.mask, mask, distinct(texts))
 
     def _finish(self, output: manifest.Output, run: Run) -> list[Any]:
         array = run.arrays[output.source]
@@ -156,8 +155,7 @@ class Pipeline:
 
     def _provenance(self, request: Request, index: int) -> dict[str, Any]:
         together = request.count > 1 and any(
-            isinstance(stage, manifest.Autoregress) and rules(stage, request).beams > 1
-            for stage in self.manifest.program
+            isinstance(stage, manifest.Autoregress) and beams(stage, request) > 1 for stage in self.manifest.program
         )
         return ({"result": index % request.count} if together else {}) | {
             "mmrt": __version__,
@@ -196,12 +194,6 @@ class _Engines(Mapping[str, Engine]):
     def _load(self, name: str) -> Engine:
         file = self._bundle.onnx_file(self._variants[name].file)
         return load_onnx(name, self._bundle.manifest.graphs[name], file, self._threads)
-
-
-def _rows(values: Iterable[Hashable]) -> Int64:
-    """For each value, which of the distinct ones it is, in the order in which they first come."""
-    places: dict[Hashable, int] = {}
-    return np.array([places.setdefault(value, len(places)) for value in values])
 
 
 def _always_used(manifest_: manifest.Manifest) -> list[str]:

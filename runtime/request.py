@@ -178,7 +178,8 @@ def _cache_floats(manifest: m.Manifest, stage: m.Autoregress, values: Mapping[st
     )
     specs = {name: spec for graph in stage.graphs for name, spec in manifest.graphs[graph].inputs.items()}
     widths = (math.prod(dim for dim in specs[name].shape if isinstance(dim, int)) for name in stage.caches)
-    return int(beams * (len(stage.prompt) + tokens) * sum(widths))
+    length = tokens if isinstance(stage.prompt, str) else tokens + len(stage.prompt)
+    return int(beams * length * sum(widths))
 
 
 @functools.cache

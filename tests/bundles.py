@@ -325,7 +325,6 @@ def manifest() -> Json:
                 "sampler": "sampler",
                 "steps": "steps",
                 "guidance": {"kind": "classifier-free", "scale": "guidance", "rescale": "guidance_rescale"},
-                "conditions": {"context": "prompt"},
                 "start": "image_latents",
                 "strength": "strength",
                 "preview": PREVIEW,

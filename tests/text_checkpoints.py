@@ -44,14 +44,17 @@ def t5(folder: Path) -> Path:
 
     tokenizer = _tokenizer("T5", folder, 512)
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, initializer_factor=3.0,
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, initializer_factor=2.0,
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
     )  # fmt: skip
-    return _save(transformers.T5ForConditionalGeneration(config), folder, tokenizer, end=2.0, layers=3.0)
+    return _save(transformers.T5ForConditionalGeneration(config), folder, tokenizer, end=4.0, layers=3.0)
 
 
 def mt5(folder: Path) -> Path:
-    """As FLAN-T5: gated gelu, its own output weights, heads wider than the states; transformers fails with fewer layers in the encoder."""
+    """As FLAN-T5: gated gelu, its own output weights; heads wider than the states.
+
+    transformers' own `generate` fails where the decoder has more layers than the encoder.
+    """
     import transformers
 
     tokenizer = _tokenizer("T5", folder, 512)
@@ -60,7 +63,7 @@ def mt5(folder: Path) -> Path:
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, initializer_factor=2.0,
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
     )  # fmt: skip
-    return _save(transformers.MT5ForConditionalGeneration(config), folder, tokenizer, end=1.6)
+    return _save(transformers.MT5ForConditionalGeneration(config), folder, tokenizer, end=2.6)
 
 
 def bart(folder: Path) -> Path:
@@ -73,7 +76,7 @@ def bart(folder: Path) -> Path:
         bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
         forced_bos_token_id=0, forced_eos_token_id=2,
     )  # fmt: skip
-    return _save(transformers.BartForConditionalGeneration(config), folder, tokenizer, end=2.0, layers=2.0)
+    return _save(transformers.BartForConditionalGeneration(config), folder, tokenizer, end=3.0, layers=2.0)
 
 
 def mbart(folder: Path) -> Path:
@@ -82,11 +85,12 @@ def mbart(folder: Path) -> Path:
 
     tokenizer = _tokenizer("mBART", folder)
     config = transformers.MBartConfig(
-        **_sizes(len(tokenizer), width=24, encoder=(2, 4, 32), decoder=(1, 2, 32)), scale_embedding=True, tie_word_embeddings=False,
+        **_sizes(len(tokenizer), width=24, encoder=(2, 4, 32), decoder=(1, 2, 32)),
+        scale_embedding=True, tie_word_embeddings=False,
         bos_token_id=0, pad_token_id=1, eos_token_id=2, forced_eos_token_id=2,
         decoder_start_token_id=tokenizer.lang_code_to_id["ro_RO"],
     )  # fmt: skip
-    return _save(transformers.MBartForConditionalGeneration(config), folder, tokenizer, end=1.6)
+    return _save(transformers.MBartForConditionalGeneration(config), folder, tokenizer, end=2.6)
 
 
 def marian(folder: Path) -> Path:
@@ -103,7 +107,7 @@ def marian(folder: Path) -> Path:
     model = transformers.MarianMTModel(config)
     model.generation_config.bad_words_ids = [[pad]]
     model.generation_config.num_beams = 6
-    return _save(model, folder, tokenizer, end=1.6)
+    return _save(model, folder, tokenizer, end=2.6)
 
 
 def m2m100(folder: Path) -> Path:
@@ -125,7 +129,7 @@ def _m2m100(folder: Path, tokenizer: Any, transformers: Any, **sizes: Any) -> Pa
         **_sizes(len(tokenizer), **sizes), scale_embedding=True, tie_word_embeddings=False,
         bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
     )  # fmt: skip
-    return _save(transformers.M2M100ForConditionalGeneration(config), folder, tokenizer, end=1.6)
+    return _save(transformers.M2M100ForConditionalGeneration(config), folder, tokenizer, end=2.6)
 
 
 def _sizes(vocabulary: int, width: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int]) -> dict[str, Any]:
@@ -153,7 +157,9 @@ def vit_gpt2(folder: Path) -> Path:
         vocab_size=len(tokenizer), n_embd=40, n_layer=2, n_head=4, n_positions=POSITIONS, initializer_range=0.3,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    return _captioner(folder, tokenizer, _vit(32), decoder, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0})
+    return _captioner(
+        folder, tokenizer, _vit(32), decoder, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}, -2.2
+    )
 
 
 def vit_bert(folder: Path) -> Path:
@@ -166,7 +172,12 @@ def vit_bert(folder: Path) -> Path:
     )  # fmt: skip
     start, end = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
     return _captioner(
-        folder, tokenizer, _vit(24), decoder, {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": 0}
+        folder,
+        tokenizer,
+        _vit(24),
+        decoder,
+        {"decoder_start_token_id": start, "eos_token_id": end, "pad_token_id": 0},
+        -2.2,
     )
 
 
@@ -185,7 +196,7 @@ def trocr(folder: Path) -> Path:
         initializer_range=0.3,
     )  # fmt: skip
     return _captioner(
-        folder, tokenizer, encoder, decoder, {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
+        folder, tokenizer, encoder, decoder, {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}, 3.0
     )
 
 
@@ -203,7 +214,7 @@ def swin_bart(folder: Path) -> Path:
         image_size=32, patch_size=4, embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4, initializer_range=0.3
     )
     return _captioner(
-        folder, tokenizer, encoder, decoder, {"decoder_start_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+        folder, tokenizer, encoder, decoder, {"decoder_start_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}, 2.0
     )
 
 
@@ -216,7 +227,7 @@ def _vit(width: int) -> Any:
     )  # fmt: skip
 
 
-def _captioner(folder: Path, tokenizer: Any, encoder: Any, decoder: Any, tokens: dict[str, int]) -> Path:
+def _captioner(folder: Path, tokenizer: Any, encoder: Any, decoder: Any, tokens: dict[str, int], end: float) -> Path:
     import transformers
 
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
@@ -224,7 +235,7 @@ def _captioner(folder: Path, tokenizer: Any, encoder: Any, decoder: Any, tokens:
     model.generation_config = transformers.GenerationConfig(**tokens)
     size = encoder.image_size
     processor = transformers.ViTImageProcessor(size={"height": size, "width": size})
-    return _save(model, folder, tokenizer, processor, end=1.6)
+    return _save(model, folder, tokenizer, processor, end=end)
 
 
 TRANSLATORS: dict[str, Callable[[Path], Path]] = {

@@ -73,7 +73,6 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
                 limit=limit,
                 prompt=(start,),
                 options=generation.options(),
-                conditions=dict.fromkeys(cross, "image"),
                 forced=forced,
                 **generation.fields(config),
             ),

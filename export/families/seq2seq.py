@@ -103,7 +103,6 @@ class _Model:
                     caches=new_names(layers),
                     limit=self.limit,
                     options=generation.options(),
-                    conditions=dict.fromkeys(("source_mask", *cross), "text"),
                     prompt=prompt,
                     forced=forced,
                     **generation.fields(self.config),

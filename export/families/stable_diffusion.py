@@ -291,7 +291,6 @@ class _Model:
                 sampler="sampler",
                 steps="steps",
                 guidance=embedded if self.embedded else free,
-                conditions={"context": "prompt"},
                 start="image_latents",
                 strength="strength",
                 preview=self._preview(),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mmrt.runtime.arrays import AnyArray, Float32, Int64
-from mmrt.runtime.manifest import Shape
+from mmrt.runtime.devices import cpu
+from mmrt.runtime.errors import BundleError
+from mmrt.runtime.manifest import Autoregress, Diffuse, Shape
 from mmrt.runtime.noise import GENERATORS
 from mmrt.runtime.request import Request, dimensions
 from mmrt.runtime.tokenizer import Detokenizer
@@ -20,8 +22,9 @@ from mmrt.runtime.tokenizer import Detokenizer
 class Run:
     """One request on its way: its named arrays, its generators of noise, and the seconds spent in each graph.
 
-    Arrays made from the input `name` have one row for each distinct text or picture; `rows[name]` says which of them
-    belongs to which row of the batch. `stopped` says why each text ended: "end", "length" or "stop".
+    An array made from an input has one row for each distinct text or picture, and what graphs make of several arrays
+    one for each distinct combination. `rows[array]` says which of its rows each result takes; where a stage is guided,
+    which each unconditional row takes comes before. `stopped` says why each text ended: "end", "length" or "stop".
     """
 
     request: Request
@@ -37,6 +40,37 @@ class Run:
     def __post_init__(self) -> None:
         generator = GENERATORS[self.request.noise]
         self._noise = [generator(seed) for seed in self.request.seeds]
+
+    def put(self, name: str, array: AnyArray, rows: Int64) -> None:
+        """Name an array. Raises `BundleError` where it has not the rows that results take."""
+        if len(array) != (wanted := int(rows.max()) + 1):
+            raise BundleError(
+                f"{name} has {len(array)} rows, wanted {wanted}, one for each distinct value of its inputs"
+            )
+        self.arrays[name], self.rows[name] = array, rows
+
+    def join(self, names: Iterable[str]) -> Int64:
+        """Give arrays one row for each distinct combination of theirs; which of these each result takes."""
+        taken = {name: self.rows[name] for name in names}
+        longest = max(map(len, taken.values()))
+        combined = np.stack([np.resize(rows, longest) for rows in taken.values()], axis=1)
+        joined = distinct(map(bytes, combined))
+        first = np.unique(joined, return_index=True)[1]
+        for name in taken:
+            self.put(name, cpu.take_rows(self.arrays[name], np.resize(self.rows[name], longest)[first]), joined)
+        return joined
+
+    def spread(self, names: Iterable[str], copies: int, each: int) -> dict[str, AnyArray]:
+        """Arrays with `each` consecutive rows a prompt; all of that twice, the unconditional first, for 2 `copies`.
+
+        A loop fills the rest of what its graphs take; names that are not of the request's arrays so far are left out.
+        """
+        found, results = {}, copies * self.request.batch
+        for name in self.rows.keys() & set(names):
+            rows = self.rows[name]
+            rows = np.resize(rows, results) if len(rows) < results else rows[-results:]
+            found[name] = cpu.take_rows(self.arrays[name], np.repeat(rows[:: self.request.count], each))
+        return found
 
     def draw(self, shape: Sequence[int]) -> Float32:
         """Normal noise (batch, *shape), each result's from its own seed."""
@@ -56,3 +90,15 @@ class Run:
         start = time.perf_counter()
         yield
         self.seconds[graph] = self.seconds.get(graph, 0.0) + time.perf_counter() - start
+
+
+def guided(stage: Diffuse | Autoregress, request: Request) -> bool:
+    """Whether there are unconditional rows too: classifier-free guidance with a scale over 1."""
+    guidance = stage.guidance
+    return guidance is not None and guidance.kind == "classifier-free" and request.values[guidance.scale] > 1
+
+
+def distinct(values: Iterable[Hashable]) -> Int64:
+    """For each value, which of the distinct ones it is, in the order in which they first come."""
+    places: dict[Hashable, int] = {}
+    return np.array([places.setdefault(value, len(places)) for value in values])

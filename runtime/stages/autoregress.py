@@ -15,7 +15,7 @@ from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Token
 from mmrt.runtime.request import Request
 from mmrt.runtime.search import Rules, search
-from mmrt.runtime.stages import Run
+from mmrt.runtime.stages import Run, guided
 
 _SMALLEST = 32  # places in the first buffers
 _EARLY_STOPPING: Mapping[str, bool | str] = {"no": False, "yes": True, "never": "never"}
@@ -27,25 +27,21 @@ def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run:
     Leaves int64 `sequences` (batch, longest) in the request's arrays, and why each ended in `run.stopped`.
     """
     request = run.request
-    rule = rules(stage, request)
-    prompt = np.array(request.tokens(stage.prompt), np.int64)
-    if len(prompt) + rule.max_new_tokens > stage.limit:
-        raise RequestError(
-            f"{stage.options.get('max_new_tokens', 'max_new_tokens')} is {rule.max_new_tokens}, "
-            f"the model has room for {stage.limit - len(prompt)}"
-        )
-    prompts = request.batch // request.count
-    found = search(rule, [prompt] * prompts, run.uniforms(), _stops(stage, run))
-    rows = len(found.tokens)
-    _spread_conditions(stage, run, rows)
-    loop = _Loop(stage, engines, run, rows)
-    if len(prompt) > 1:  # all but the last, which is the first step's
-        loop.feed(np.tile(prompt[:-1], (rows, 1)))
+    copies = 2 if guided(stage, request) else 1
+    prompts = _prompts(stage, run, copies)
+    conditional = prompts[-request.batch // request.count :]  # unconditional ones come first
+    rule = rules(stage, request, stage.limit - max(map(len, prompts)))
+    if copies == 2 and rule.beams > 1:
+        raise RequestError(f"{stage.options['beams']} is {rule.beams}, wanted 1 with guidance")
+    found = search(rule, conditional, run.uniforms(), _stops(stage, run))
+    loop = _Loop(stage, engines, run, prompts, copies, each=len(found.tokens) // len(conditional))
     words = [run.detokenizer.stream() if run.detokenizer else None for _ in range(request.batch)]
     streamed = rule.beams == 1
     told = [0] * request.batch
+    newest = loop.prefill()
     while not found.done:
-        order = found.advance(loop.feed(found.tokens[:, None]))
+        order = found.advance(loop.logits(newest))
+        newest = found.tokens
         run.first_token = run.first_token or time.perf_counter() - run.started
         if order is not None:
             loop.take(order)
@@ -62,16 +58,20 @@ def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run:
             yield Token(index, None, rest)
     run.tokens = sum(len(result.tokens) for result in results)
     run.stopped = [result.stopped for result in results]
-    run.arrays["sequences"] = _padded([result.tokens for result in results], stage.pad)
+    run.put("sequences", _padded([result.tokens for result in results], stage.pad), np.arange(request.batch))
 
 
-def rules(stage: manifest.Autoregress, request: Request) -> Rules:
-    """What the stage and the request say of choosing tokens."""
+def rules(stage: manifest.Autoregress, request: Request, room: int) -> Rules:
+    """What the stage and the request say of choosing tokens, with `room` for so many. Raises `RequestError`."""
     given = {option: request.values[name] for option, name in stage.options.items() if option != "stop"}
     if "early_stopping" in given:
         given["early_stopping"] = _EARLY_STOPPING[given["early_stopping"]]
-    if 1 < (beams := given.get("beams", 1)) < request.count:
-        raise RequestError(f"{request.count} results a prompt of {beams} beams: give at least as many beams as results")
+    if (wanted := given.setdefault("max_new_tokens", room)) > room:
+        raise RequestError(f"{stage.options['max_new_tokens']} is {wanted}, the model has room for {room}")
+    if 1 < beams(stage, request) < request.count:
+        raise RequestError(
+            f"{request.count} results a prompt of {given['beams']} beams: give at least as many beams as results"
+        )
     return Rules(
         ends=stage.ends,
         pad=stage.pad,
@@ -82,6 +82,25 @@ def rules(stage: manifest.Autoregress, request: Request) -> Rules:
         returned=request.count,
         **given,
     )
+
+
+def beams(stage: manifest.Autoregress, request: Request) -> int:
+    """How many are searched for a prompt; 1 where every row is on its own."""
+    return int(request.values[stage.options["beams"]]) if "beams" in stage.options else 1
+
+
+def _prompts(stage: manifest.Autoregress, run: Run, copies: int) -> list[Int64]:
+    """The tokens of every prompt, those of unconditional rows first."""
+    count = copies * run.request.batch // run.request.count
+    if not isinstance(stage.prompt, str):
+        return [np.array(run.request.tokens(stage.prompt), np.int64)] * count
+    tokens = run.spread([stage.prompt], copies, 1)[stage.prompt]
+    if stage.prompt_mask is None:
+        return list(tokens)
+    own = run.spread([stage.prompt_mask], copies, 1)[stage.prompt_mask].sum(axis=1)
+    if tokens.shape[1] < 1 or not own.all():
+        raise BundleError(f"{stage.prompt} has a row without tokens")
+    return [row[:length] for row, length in zip(tokens, own, strict=True)]
 
 
 def _stops(stage: manifest.Autoregress, run: Run) -> Callable[[int, Int64], bool] | None:
@@ -95,17 +114,6 @@ def _stops(stage: manifest.Autoregress, run: Run) -> Callable[[int, Int64], bool
     return lambda _, tokens: any(string in detokenizer.text(tokens) for string in wanted)
 
 
-def _spread_conditions(stage: manifest.Autoregress, run: Run, rows: int) -> None:
-    """Give every row its own copy of what belongs to its text or picture."""
-    for name, source in stage.conditions.items():
-        of_prompt = run.rows[source][:: run.request.count]
-        if len(run.arrays[name]) != of_prompt.max() + 1:
-            raise BundleError(f"{name} has {len(run.arrays[name])} rows for {of_prompt.max() + 1} of {source}")
-        wanted = np.repeat(of_prompt, rows // len(of_prompt))
-        if len(wanted) != len(run.arrays[name]) or (wanted != np.arange(len(wanted))).any():
-            run.arrays[name] = cpu.take_rows(run.arrays[name], wanted)
-
-
 def _padded(sequences: Sequence[Int64], pad: int) -> Int64:
     whole = np.full((len(sequences), max(len(each) for each in sequences)), pad, np.int64)
     for row, sequence in zip(whole, sequences, strict=True):
@@ -114,48 +122,79 @@ def _padded(sequences: Sequence[Int64], pad: int) -> Int64:
 
 
 class _Loop:
-    """The stage's graphs over one set of buffers, bound anew only when these grow or another number of tokens comes."""
+    """The stage's graphs over one set of buffers, bound anew only when these grow or another number of tokens comes.
 
-    def __init__(self, stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run, rows: int) -> None:
-        self._stage, self._run, self._rows = stage, run, rows
+    There are `each` rows for every prompt, which need not be equally long: what lies beyond a row's own position is
+    written over before it is looked at.
+    """
+
+    def __init__(
+        self,
+        stage: manifest.Autoregress,
+        engines: Mapping[str, Engine],
+        run: Run,
+        prompts: Sequence[Int64],
+        copies: int,
+        each: int,
+    ) -> None:
+        self._stage, self._run, self._copies = stage, run, copies
         self._engines = {graph: engines[graph] for graph in stage.graphs}
-        self._length = self._capacity = 0
+        self._prompts = [prompt for prompt in prompts for _ in range(each)]
+        self._arrays = run.spread((name for graph in self._engines.values() for name in graph.inputs), copies, each)
+        self._length = self._capacity = 0  # of the longest row
         self._width = 0  # tokens that the graphs are bound for
         self._calls: dict[str, Callable[[], None]] = {}
         specs = {name: spec for engine in self._engines.values() for name, spec in engine.inputs.items()}
+        rows = len(self._prompts)
         for name in stage.caches:
             _, heads, _, width = specs[name].shape
-            run.arrays[name] = np.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[arg-type]
-        run.arrays["positions"] = np.zeros(rows, np.int64)
+            self._arrays[name] = np.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[arg-type]
+        self._arrays["positions"] = np.zeros(rows, np.int64)
 
-    def feed(self, tokens: Int64) -> Float32:
-        """Put (rows, n) more tokens into the caches; the logits after the last of them."""
-        arrays, width = self._run.arrays, tokens.shape[1]
-        if self._length + width > self._capacity or width != self._width:
-            self._bind(width)
-        arrays["tokens"][:] = tokens
-        arrays["positions"][:] = self._length
-        for graph, call in self._calls.items():
-            with self._run.clock(graph):
-                call()
-        self._length += width
-        return arrays["logits"]
+    def prefill(self) -> Int64:
+        """Put all but the last token of every prompt into the caches; the last ones."""
+        if (longest := max(map(len, self._prompts))) > 1:
+            self._feed(_padded(self._prompts, self._stage.pad)[:, : longest - 1])
+        self._arrays["positions"][:] = [len(prompt) - 1 for prompt in self._prompts]
+        return np.array([prompt[-1] for prompt in self._prompts])
+
+    def logits(self, tokens: Int64) -> Float32:
+        """Put one more token into every row; what follows, (rows, vocabulary). The rows of a prompt go in step."""
+        copies = len(self._prompts) // len(tokens)
+        self._feed(np.tile(tokens, copies)[:, None])
+        self._arrays["positions"] += 1
+        logits: Float32 = self._arrays["logits"]
+        if self._copies == 1:
+            return logits
+        assert self._stage.guidance is not None
+        return cpu.guide(logits, self._run.request.values[self._stage.guidance.scale], rescale=0)
 
     def take(self, rows: Int64) -> None:
         """Let each row go on from the row that is named, in what was written so far."""
         for name in self._stage.caches:
-            written = self._run.arrays[name][:, :, : self._length]
+            written = self._arrays[name][:, :, : self._length]
             written[:] = written[rows]
 
-    def _bind(self, width: int) -> None:
-        arrays = self._run.arrays
-        while self._length + width > self._capacity:
+    def _feed(self, tokens: Int64) -> None:
+        arrays, width = self._arrays, tokens.shape[1]
+        end = int(arrays["positions"].max()) + width
+        if end > self._capacity or width != self._width:
+            self._bind(end, width)
+        arrays["tokens"][:] = tokens
+        for graph, call in self._calls.items():
+            with self._run.clock(graph):
+                call()
+        self._length = end
+
+    def _bind(self, end: int, width: int) -> None:
+        arrays, rows = self._arrays, len(self._prompts)
+        while end > self._capacity:
             self._capacity = max(2 * self._capacity, _SMALLEST)
         for name in self._stage.caches:
             if (old := arrays[name]).shape[2] < self._capacity:
                 arrays[name] = np.zeros((*old.shape[:2], self._capacity, old.shape[3]), old.dtype)
                 arrays[name][:, :, : self._length] = old[:, :, : self._length]
-        arrays["tokens"] = np.zeros((self._rows, width), np.int64)
+        arrays["tokens"] = np.zeros((rows, width), np.int64)
         self._width = width
         for graph, engine in self._engines.items():
             into: dict[str, AnyArray] = {
@@ -163,5 +202,5 @@ class _Loop:
             }
             self._calls[graph], outputs = engine.bind(arrays, into)
             arrays |= {name: array for name, array in outputs.items() if name not in into}
-        if len(arrays["logits"]) != self._rows:
-            raise BundleError(f"logits have {len(arrays['logits'])} rows, wanted {self._rows} as the tokens have")
+        if len(arrays["logits"]) != rows:
+            raise BundleError(f"logits have {len(arrays['logits'])} rows, wanted {rows} as the tokens have")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrt.runtime import manifest, samplers
-from mmrt.runtime.arrays import Float32
+from mmrt.runtime.arrays import AnyArray, Float32
 from mmrt.runtime.devices import cpu
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Step
 from mmrt.runtime.request import Request
-from mmrt.runtime.stages import Run
+from mmrt.runtime.stages import Run, guided
 
 if TYPE_CHECKING:
     from mmrt.runtime.media import Picture
@@ -28,16 +28,13 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
     copies = 2 if guided(stage, request) else 1
     latents = _start(stage, table, run)
 
-    for name, text in stage.conditions.items():
-        if len(run.arrays[name]) != run.rows[text].max() + 1:
-            raise BundleError(f"{name} has {len(run.arrays[name])} rows for {run.rows[text].max() + 1} texts")
-        run.arrays[name] = cpu.take_rows(run.arrays[name], run.rows[text])
     rows = copies * request.batch
-    model_input = run.arrays["latents"] = np.empty((rows, *latents.shape[1:]), np.float32)
-    timestep = run.arrays["timestep"] = np.empty(rows, np.float32)
-    run.arrays["guidance"] = np.full(rows, scale, np.float32)
-    calls = _bind(stage, engines, run)
-    prediction = run.arrays["prediction"]
+    arrays = run.spread((name for graph in stage.graphs for name in engines[graph].inputs), copies, request.count)
+    model_input = arrays["latents"] = np.empty((rows, *latents.shape[1:]), np.float32)
+    timestep = arrays["timestep"] = np.empty(rows, np.float32)
+    arrays["guidance"] = np.full(rows, scale, np.float32)
+    calls = _bind(stage, engines, arrays)
+    prediction = arrays["prediction"]
     if prediction.shape != model_input.shape:
         raise BundleError(f"prediction is {prediction.shape}, wanted {model_input.shape} as the latents are")
 
@@ -52,13 +49,7 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
         noise = run.draw(latents.shape[1:]) if row.s else None
         before, latents = latents, cpu.step(output, latents, history, row, noise)
         yield Step(number, len(table.rows), _previewer(stage, request, before, output, row))
-    run.arrays["latents"] = latents
-
-
-def guided(stage: manifest.Diffuse, request: Request) -> bool:
-    """Whether there are two rows a picture: classifier-free guidance with a scale over 1."""
-    kind = stage.guidance.kind if stage.guidance else None
-    return kind == "classifier-free" and guidance(stage, request)[0] > 1
+    run.put("latents", latents, np.arange(request.batch))
 
 
 def guidance(stage: manifest.Diffuse, request: Request) -> tuple[float, float]:
@@ -91,11 +82,13 @@ def _start(stage: manifest.Diffuse, table: samplers.Table, run: Run) -> Float32:
     return np.float32(table.initial) * noise
 
 
-def _bind(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) -> dict[str, Callable[[], None]]:
+def _bind(
+    stage: manifest.Diffuse, engines: Mapping[str, Engine], arrays: dict[str, AnyArray]
+) -> dict[str, Callable[[], None]]:
     calls = {}
     for graph in stage.graphs:
-        calls[graph], outputs = engines[graph].bind(run.arrays)
-        run.arrays |= outputs
+        calls[graph], outputs = engines[graph].bind(arrays)
+        arrays |= outputs
     return calls
 
 

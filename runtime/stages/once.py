@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+
 from mmrt.runtime import manifest
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.events import Event
@@ -11,14 +13,16 @@ from mmrt.runtime.stages import Run
 
 
 def once(stage: manifest.Once, engines: Mapping[str, Engine], run: Run) -> Iterator[Event]:
-    """Draw the noise that the stage asks for, then run its graphs. Yields nothing."""
+    """Draw the noise that the stage asks for, then run its graphs on the distinct values of their inputs."""
     if stage.when is not None and not run.request.given(stage.when):
         return
     for name, shape in stage.draws.items():
-        run.arrays[name] = run.draw(run.shape(shape))
+        run.put(name, run.draw(run.shape(shape)), np.arange(run.request.batch))
     for graph in stage.graphs:
         engine = engines[graph]
+        rows = run.join(engine.inputs)
         with run.clock(graph):
             outputs = engine.run(run.arrays)
-        run.arrays |= outputs
+        for name, array in outputs.items():
+            run.put(name, array, rows)
     yield from ()

@@ -72,7 +72,6 @@ MANIFEST: dict[str, Any] = {
                 "early_stopping": "early_stopping",
                 "stop": "stop",
             },
-            "conditions": {"cross_key_0": "text"},
             "forced": ["language"],
         },
     ],
@@ -140,13 +139,20 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: m["inputs"]["early_stopping"].update(choices=["no", "perhaps"]),
         "'perhaps' are no ways to stop",
     ),
-    "a condition that nothing makes": (
-        lambda m: _stage(m).update(conditions={"cross_key_1": "text"}),
-        "nothing makes 'cross_key_1'",
+    "a prompt that nothing makes": (lambda m: _stage(m).update(prompt="words"), "nothing makes 'words'"),
+    "a prompt of another kind": (lambda m: _stage(m).update(prompt="source_mask"), "'source_mask' is made as bool"),
+    "a mask of fixed tokens": (lambda m: _stage(m).update(prompt_mask="source_mask"), "`prompt` is no array"),
+    "a mask of another kind": (
+        lambda m: _stage(m).update(prompt="source_ids", prompt_mask="source_ids"),
+        "'source_ids' is made as int64",
     ),
-    "a condition of a number": (
-        lambda m: _stage(m).update(conditions={"cross_key_0": "temperature"}),
-        "'temperature' is not an input of kind text or image",
+    "guidance by no number": (
+        lambda m: _stage(m).update(guidance={"kind": "classifier-free", "scale": "max_new_tokens"}),
+        "'max_new_tokens' is not an input of kind float",
+    ),
+    "guidance of pictures": (
+        lambda m: _stage(m).update(guidance={"kind": "embedded", "scale": "temperature"}),
+        "tokens are guided by `classifier-free`",
     ),
     "an absurd limit": (lambda m: _stage(m).update(limit=2**40), "<= 1048576"),
     "a mask that is made twice": (

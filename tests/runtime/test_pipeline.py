@@ -24,7 +24,9 @@ from mmrt.runtime.devices import cpu
 from mmrt.runtime.events import Done, Step
 from mmrt.runtime.noise import TorchCpu, TorchCuda
 from mmrt.runtime.pipeline import Pipeline
+from mmrt.runtime.request import resolve
 from mmrt.runtime.schedule import Schedule
+from mmrt.runtime.stages import Run
 
 HEART = "a red heart"
 SHAPE = (bundles.CHANNELS, 3, 4)
@@ -47,11 +49,12 @@ def reference(
     rescale: float = 0.0,
     start: np.ndarray | None = None,
     skip: int = 0,
+    generator: type[TorchCpu | TorchCuda] = TorchCpu,
 ) -> np.ndarray:
     """One picture's latents: the loop as DESIGN section 3 has it, in plain NumPy and float64."""
     schedule = msgspec.convert(bundles.SCHEDULE, Schedule)
     table = samplers.table(schedule, msgspec.convert(bundles.SAMPLERS[sampler], samplers.Sampler), steps, skip)
-    noise = TorchCpu(seed)
+    noise = generator(seed)
     if start is None:
         x = table.initial * noise.normal(SHAPE)[None].astype(np.float64)
     else:
@@ -113,7 +116,7 @@ def test_guidance_rescale_is_the_formula_of_its_paper(rescale: float, pipeline: 
 
 def test_guidance_up_to_one_runs_one_row_and_ignores_the_negative_prompt(pipeline: Pipeline) -> None:
     plain = pipeline.arrays(prompt=HEART, guidance=1.0, seed=9)
-    assert len(plain["prediction"]) == 1
+    assert len(plain["prompt_ids"]) == 1
     for guidance in (0.0, 0.5, 1.0):
         again = pipeline.arrays(prompt=HEART, negative_prompt="a big blue car", guidance=guidance, seed=9)
         np.testing.assert_array_equal(again["latents"], plain["latents"])
@@ -126,9 +129,27 @@ def test_negative_prompt_matters_with_guidance(pipeline: Pipeline) -> None:
 
 
 def test_conditions_have_a_row_for_each_row_of_the_batch_unconditional_first(pipeline: Pipeline) -> None:
-    found = pipeline.arrays(prompt=["red", "blue"], negative_prompt=["car", ""], num_images=2, seed=1)
-    wanted = bundles.encode_ids(bundles.ids("car", "car", "", "", "red", "red", "blue", "blue"))
-    np.testing.assert_array_equal(found["context"], wanted)
+    request = resolve(pipeline.manifest, {"prompt": ["red", "blue"], "num_images": 2, "seed": 1})
+    run = Run(request)
+    run.put("context", np.array([[0], [1], [2]]), np.array([0, 0, 0, 0, 1, 1, 2, 2]))
+    run.put("pixels", np.array([[3], [4]]), np.array([0, 0, 1, 1]))
+
+    def spread(copies: int, each: int) -> list[list[int]]:
+        found = run.spread(["context", "pixels", "timestep"], copies, each)
+        return [found[name].ravel().tolist() for name in ("context", "pixels")]
+
+    assert spread(2, 2) == [[0, 0, 0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 3, 3, 4, 4]]
+    assert spread(1, 3) == [[1, 1, 1, 2, 2, 2], [3, 3, 3, 4, 4, 4]]
+
+
+def test_a_graph_of_several_inputs_runs_on_their_distinct_combinations(pipeline: Pipeline) -> None:
+    request = resolve(pipeline.manifest, {"prompt": ["red", "blue", "red", "red"], "seed": 1})
+    run = Run(request)
+    run.put("words", np.array([[0], [1]]), np.array([0, 1, 0, 0]))
+    run.put("pixels", np.array([[3], [4]]), np.array([0, 0, 0, 1]))
+    assert run.join(["words", "pixels"]).tolist() == [0, 1, 0, 2]
+    assert run.arrays["words"].ravel().tolist() == [0, 1, 0]
+    assert run.arrays["pixels"].ravel().tolist() == [3, 3, 4]
 
 
 def test_a_text_is_encoded_once_however_often_it_is_wanted(pipeline: Pipeline) -> None:
@@ -165,10 +186,7 @@ def test_pictures_go_with_their_prompts(pipeline: Pipeline) -> None:
 
 def test_the_generator_is_chosen(pipeline: Pipeline) -> None:
     found = pipeline.arrays(prompt=HEART, guidance=1.0, steps=1, sampler="ddim", seed=9, generator="cuda")
-    v = bundles.denoise(
-        TorchCuda(9).normal(SHAPE)[None], np.zeros(1, np.float32), bundles.encode_ids(bundles.ids(HEART))
-    )
-    np.testing.assert_allclose(found["prediction"], v, atol=1e-5)
+    assert_close(found["latents"], reference("ddim", 1, 1.0, 9, generator=TorchCuda))
 
 
 @pytest.mark.parametrize("size", ["8x8", "8x48", "256x16", (120, 88)])
