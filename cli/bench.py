@@ -13,7 +13,7 @@ import click
 
 from mmrt.cli.options import BundleCommand, load_options, positional
 from mmrt.runtime.errors import EngineError, RequestError
-from mmrt.runtime.manifest import Image
+from mmrt.runtime.manifest import Audio, Image
 from mmrt.runtime.pipeline import Pipeline, load
 
 # Started anew, so that imports, loading and the peak of memory are those of a first picture.
@@ -58,8 +58,8 @@ def bench(
     if name is not None:
         request = {name: list(texts) or ["a red heart"]} | request
     for name, spec in pipeline.manifest.inputs.items():
-        if isinstance(spec, Image) and spec.required and name not in request:
-            raise RequestError(f"{name} is missing: give a picture")
+        if isinstance(spec, Image | Audio) and spec.required and name not in request:
+            raise RequestError(f"{name} is missing: give a {'picture' if isinstance(spec, Image) else 'recording'}")
     figures = measure(pipeline, request, repeat) | {"cold": cold_start(options, request)}
     if as_json:
         click.echo(json.dumps(figures, indent=1))

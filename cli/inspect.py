@@ -109,7 +109,7 @@ def flowchart(manifest: m.Manifest) -> list[str]:
     """The program as a mermaid flowchart: inputs and outputs rounded, graphs as boxes, arrays on the arrows."""
     lines, makers = ["flowchart LR"], dict[str, str]()
     for name, spec in manifest.inputs.items():
-        if isinstance(spec, m.Text | m.Image):
+        if isinstance(spec, m.Text | m.Image | m.Audio):
             lines.append(f"  {name}([{name}])")
             masks = [each.mask for each in spec.tokenize.values() if each.mask] if isinstance(spec, m.Text) else []
             arrays = [*spec.tokenize, *masks] if isinstance(spec, m.Text) else [spec.array]

@@ -79,6 +79,8 @@ def describe(spec: m.Input) -> tuple[str, str]:
             return "text", repr(spec.default) if spec.default is not None else "must be given"
         case m.Image():
             return "picture", "must be given" if spec.required else "none"
+        case m.Audio():
+            return f"recording of up to {spec.seconds} s", "must be given" if spec.required else "none"
         case m.Int():
             return f"{spec.min} to {spec.max}", str(spec.default)
         case m.Float():
@@ -101,11 +103,11 @@ def _option(name: str, spec: m.Input) -> InputOption:
     takes, default = describe(spec)
     kinds: dict[type, Any] = {m.Int: int, m.Float: float, m.Count: int, m.Seed: int}
     kind = kinds.get(type(spec), str)
-    metavar = {m.Strings: "TEXT", m.Image: "FILE", m.Size: "SIZE", m.Choice: "NAME"}.get(type(spec))
+    metavar = {m.Strings: "TEXT", m.Image: "FILE", m.Audio: "FILE", m.Size: "SIZE", m.Choice: "NAME"}.get(type(spec))
     return InputOption(
         [*flags, name],
         type=kind,
         metavar=metavar,
-        multiple=isinstance(spec, m.Image | m.Strings),
+        multiple=isinstance(spec, m.Image | m.Audio | m.Strings),
         help=f"{takes} [{default}]",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrt.runtime.manifest import File, Image, Input, Manifest, Size
+from mmrt.runtime.manifest import Audio, File, Image, Input, Manifest, Size
 from mmrt.runtime.receipt import Check
 
 
@@ -31,9 +31,9 @@ def _request(manifest: Manifest) -> str:
     """A command line's rest that the bundle answers."""
     words = ['"a red heart"'] if manifest.text_inputs() else []
     words += [
-        f"--{name.replace('_', '-')} picture.png"
+        f"--{name.replace('_', '-')} {'picture.png' if isinstance(value, Image) else 'recording.wav'}"
         for name, value in manifest.inputs.items()
-        if isinstance(value, Image) and value.required
+        if isinstance(value, Image | Audio) and value.required
     ]
     return " ".join([*words, *(["-o heart.png"] if "image" in manifest.outputs else [])])
 

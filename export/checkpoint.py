@@ -1,7 +1,8 @@
 """A checkpoint: a local folder that is only read, and believed in nothing that can be checked.
 
-What it is, its config files say: `model_index.json` makes it diffusers', `config.json` transformers'. Names of folders
-say nothing. Links to files are followed, as the hub's cache is made of them.
+What it is, its config files say: `model_index.json` makes it diffusers', `config.json` transformers', `dalle.json`
+dalle-pytorch's; without one, the file `dalle.pt` in it does, which may also be given itself, by any name that ends
+in `.pt`. Names of folders say nothing. Links to files are followed, as the hub's cache is made of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from mmrt.runtime.bundle import hash_file
 from mmrt.runtime.errors import ExportError
 
-INDEXES = {"model_index.json": "diffusers", "config.json": "transformers"}
+INDEXES = {"model_index.json": "diffusers", "config.json": "transformers", "dalle.json": "dalle"}
+PICKLE = "dalle.pt"
 _JSON_LIMIT = 64 << 20
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = (None, "fp32", "fp16")
@@ -33,11 +35,18 @@ class Weights:
 
 
 class Checkpoint:
-    """An opened checkpoint: `path`, `kind` ("diffusers" or "transformers"), and `index`, the file that says so."""
+    """An opened checkpoint: `path`, a folder, `kind` ("diffusers", "transformers" or "dalle"), and `index`, what the
+    file that says so holds; `pickle` is the one file that has all, where there is such."""
 
     def __init__(self, path: str | Path) -> None:
         """Raises `ExportError` where the folder is no checkpoint."""
         self.path = Path(path)
+        self.pickle: Path | None = None
+        self.kind: str
+        self.index: dict[str, Any]
+        if self.path.suffix == ".pt" and self.path.is_file():
+            self._open_pickle(self.path)
+            return
         if not self.path.exists():
             raise ExportError(f"{self.path}: no such checkpoint; checkpoints are local folders")
         if not self.path.is_dir():
@@ -48,9 +57,14 @@ class Checkpoint:
             if (self.path / name).is_file():
                 self.kind = kind
                 self.index = self.json(name)
-                break
-        else:
+                return
+        if not (self.path / PICKLE).is_file():
             raise ExportError(f"{self.path}: not a checkpoint: it has neither {' nor '.join(INDEXES)}")
+        self._open_pickle(self.path / PICKLE)
+
+    def _open_pickle(self, file: Path) -> None:
+        self.path, self.pickle = file.parent, file
+        self.kind, self.index = "dalle", {}
 
     @property
     def name(self) -> str:
@@ -96,6 +110,8 @@ class Checkpoint:
         Raises `ExportError` where there are none, or a safetensors file is damaged.
         """
         folder = self.path / component
+        if self.pickle:
+            return Weights((self.pickle,), False, None)
         for ending, safe in ((".safetensors", True), (".bin", False)):
             for variant in _VARIANTS:
                 for stem in _STEMS:

@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from mmrt.export.recipe import Graph
+from mmrt.runtime.errors import ExportError
 
 OPSET = 24  # the first with TensorScatter
 
@@ -27,6 +28,18 @@ def new_names(layers: int) -> dict[str, str]:
     return dict(zip(names("", layers), names("new_", layers), strict=True))
 
 
+def write(past: Any, new: Any, positions: Any) -> Any:
+    """The buffer (rows, heads, capacity, width) with what is new, (rows, heads, sequence, width), at each position."""
+    return torch.onnx.ops.symbolic(
+        "TensorScatter",
+        (past, new, positions),
+        {"axis": -2, "mode": "linear"},
+        dtype=past.dtype,
+        shape=past.shape,
+        version=OPSET,
+    )
+
+
 class _Written(DynamicLayer):  # type: ignore[misc]
     """A layer whose buffers (rows, heads, capacity, width) take new keys and values at each row's position."""
 
@@ -36,21 +49,11 @@ class _Written(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        self.keys, self.values = self._write(self.keys, keys), self._write(self.values, values)
+        self.keys, self.values = write(self.keys, keys, self.positions), write(self.values, values, self.positions)
         return self.keys, self.values
 
     def get_seq_length(self) -> Any:
-        return self.positions[0]  # rows go in step
-
-    def _write(self, past: Any, new: Any) -> Any:
-        return torch.onnx.ops.symbolic(
-            "TensorScatter",
-            (past, new, self.positions),
-            {"axis": -2, "mode": "linear"},
-            dtype=past.dtype,
-            shape=past.shape,
-            version=OPSET,
-        )
+        return self.positions[0]  # for models that count positions themselves, whose rows go in step
 
 
 class _Given(DynamicLayer):  # type: ignore[misc]
@@ -153,6 +156,84 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             use_cache=True,
         ).logits
         return (logits[:, -1], *(array for layer in written.layers for array in (layer.keys, layer.values)))
+
+
+class Causal(torch.nn.Module):  # type: ignore[misc]
+    """tokens int64 (rows, sequence), positions int64 (rows,), what `embed` takes besides, caches -> logits float32
+    (rows, vocabulary) after the last token, new caches. Each row has its own positions.
+
+    `embed` makes float32 (rows, sequence, width) of tokens, `model` is a transformers decoder without a head, `head`
+    makes logits of its states. Layers may have fewer heads of keys than of queries.
+    """
+
+    def __init__(self, embed: torch.nn.Module, model: Any, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.embed, self.model, self.head = embed, model, head
+
+    def forward(self, tokens: Any, positions: Any, **arrays: Any) -> tuple[Any, ...]:
+        past = _pairs(arrays, "")
+        own = {name: array for name, array in arrays.items() if not name.startswith(("key_", "value_"))}
+        length, capacity = tokens.shape[1], past[0][0].shape[2]
+        written = Cache(layers=[_Written(keys, values, positions) for keys, values in past])
+        states = self.model(
+            inputs_embeds=self.embed(tokens, **own),
+            attention_mask=mask_for(self.model, visible(positions, length, capacity)),
+            position_ids=positions[:, None] + torch.arange(length),
+            past_key_values=written,
+            use_cache=True,
+        ).last_hidden_state
+        logits = self.head(states[:, -1])
+        return (logits, *(array for layer in written.layers for array in (layer.keys, layer.values)))
+
+
+class Embed(torch.nn.Module):  # type: ignore[misc]
+    """tokens int64 (rows, sequence) and a table `features` float32 (rows, places, width) -> (rows, sequence, width).
+
+    Tokens of the vocabulary's size and above are places in the row's features.
+    """
+
+    def __init__(self, embedding: torch.nn.Module, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding, self.vocabulary = embedding, vocabulary
+
+    def forward(self, tokens: Any, features: Any) -> Any:
+        given = tokens >= self.vocabulary
+        known = self.embedding(torch.where(given, 0, tokens))
+        places = torch.where(given, tokens - self.vocabulary, 0)
+        looked_up = features.gather(1, places[:, :, None].expand(-1, -1, features.shape[2]))
+        return torch.where(given[:, :, None], looked_up, known)
+
+
+_ROPE = ("default", "linear", "yarn", "llama3")  # the others' frequencies follow from the length so far
+
+
+def causal_graph(
+    embed: torch.nn.Module, model: Any, head: torch.nn.Module, extra: dict[str, torch.Tensor]
+) -> tuple[Graph, int]:
+    """The graph of a decoder without cross-attention, and the number of its layers.
+
+    `extra` are examples, of 2 rows, of what `embed` takes beside tokens. Raises `ExportError` for what is not
+    supported: windows of attention, and rotary positions that change with the length.
+    """
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(config, "use_sliding_window", False):
+        raise ExportError(f"config.json: layers with {', '.join(sorted(kinds))}; supported is full attention only")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in _ROPE:
+        raise ExportError(f"config.json: rope_type is {rope!r}, supported are {', '.join(_ROPE)}")
+    with torch.no_grad():
+        cache = DynamicCache()
+        model(inputs_embeds=torch.zeros(1, 1, config.hidden_size), past_key_values=cache, use_cache=True)
+    (_, heads, _, width), layers = cache.layers[0].keys.shape, len(cache.layers)
+    rows, capacity = 2, 32
+    past = {name: torch.zeros(rows, heads, capacity, width) for name in names("", layers)}
+    free: dict[str, dict[int, str]] = {"tokens": {0: "rows", 1: "sequence"}, "positions": {0: "rows"}}
+    free |= {"logits": {0: "rows"}, **{name: {0: "rows"} for name in extra}}
+    free |= {name: {0: "rows", 2: "capacity"} for old in past for name in (old, f"new_{old}")}
+    tokens, positions = torch.zeros(rows, 3, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
+    inputs = {"tokens": tokens, "positions": positions, **extra, **past}
+    return Graph(Causal(embed, model, head), inputs, ("logits", *names("new_", layers)), free, opset=OPSET), layers
 
 
 def decoder_graph(decoder: Any, states_width: int, masked: bool) -> tuple[Graph, int]:

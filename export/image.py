@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mmrt.export.checkpoint import Checkpoint
 from mmrt.runtime import manifest as m
 from mmrt.runtime.errors import ExportError
 
@@ -30,18 +31,42 @@ class Normalize(torch.nn.Module):  # type: ignore[misc]
 
 def fit(processor: Any) -> m.Fit:
     """How the processor brings pictures to size. Raises `ExportError` where it does more than resize and crop."""
+    whole = getattr(processor, "max_image_size", None)  # Idefics3's: pads to a size that all pictures have
     for field, does in _NOT.items():
-        if getattr(processor, field, False):
+        if getattr(processor, field, False) and not (whole and field == "do_pad"):
             raise ExportError(
                 f"preprocessor_config.json: {field} is true; an image processor that {does} is not supported"
             )
     if not processor.do_resize:
         raise ExportError("preprocessor_config.json: do_resize is false, wanted true: pictures come in any size")
-    size = dict(processor.size)
+    size = {key: side for key, side in dict(processor.size).items() if side}
     resample: Any = Image.Resampling(processor.resample).name.lower()
+    if whole:
+        return _squared(size, int(dict(whole)["longest_edge"]), resample)
     crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
     if size.get("shortest_edge") and crop:
         return m.Fit(width=crop["width"], height=crop["height"], resample=resample, shortest=size["shortest_edge"])
     if size.get("height") and size.get("width") and crop in (None, {key: size[key] for key in ("height", "width")}):
         return m.Fit(width=size["width"], height=size["height"], resample=resample)
     raise ExportError(f"preprocessor_config.json: size {size} with crop_size {crop} is not supported")
+
+
+def fit_of(checkpoint: Checkpoint, processor: Any, side: int) -> m.Fit:
+    """`fit` of a model that sees pictures of `side` times `side` pixels. Raises `ExportError` where they do not become
+    so large."""
+    found = fit(processor)
+    if (found.height, found.width) != (side, side):
+        raise ExportError(
+            f"{checkpoint.path / 'preprocessor_config.json'}: pictures become {found.width}x{found.height}, wanted "
+            f"{side}x{side} as config.json says"
+        )
+    return found
+
+
+def _squared(size: dict[str, int], side: int, resample: Any) -> m.Fit:
+    """A square of `side`, stretched from what `size` makes of the picture."""
+    if size.keys() == {"height", "width"}:
+        raise ExportError(f"preprocessor_config.json: size {size} is not supported, wanted longest_edge")
+    if size["longest_edge"] > 4096:
+        raise ExportError(f"preprocessor_config.json: longest_edge is {size['longest_edge']}, wanted at most 4096")
+    return m.Fit(width=side, height=side, resample=resample, longest=size["longest_edge"])

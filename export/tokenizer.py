@@ -14,6 +14,7 @@ import msgspec
 import tokenizers
 
 from mmrt.export import sentencepiece
+from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.quiet import quiet
 from mmrt.runtime.errors import BundleError, ExportError
 from mmrt.runtime.manifest import TextOutput, Token, Tokenize
@@ -40,6 +41,7 @@ PROBES = (
 )
 _SPM_ONLY = ("MarianTokenizer", "M2M100Tokenizer")
 _LONGEST = 2**20
+_MARK = "\ue0f0text\ue0f0"  # stands for a text in a chat template
 _ROW = 64  # tokens that are decoded together for a comparison
 _NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 _Read = TypeVar("_Read")
@@ -96,6 +98,57 @@ def source_tokenizer(
     ours = _read(content, lambda file: Tokenizer(file, msgspec.structs.replace(spec, length=_LONGEST)))
     _prove_source(tokenizer, ours, known, language or "")
     return content, spec
+
+
+def chat_words(checkpoint: Checkpoint, tokenizer: Any, content: list[dict[str, str]]) -> tuple[str, str]:
+    """What the checkpoint's chat template puts before and after the text of a user's only message.
+
+    content: the message's parts, in transformers' words; that of the type "text" is left empty. Raises `ExportError`.
+    """
+    template, file = tokenizer.chat_template, checkpoint.path / "chat_template.jinja"
+    if template is None and file.is_file():
+        template = file.read_text(encoding="utf-8")
+    elif template is None and file.with_suffix(".json").is_file():
+        template = checkpoint.json("chat_template.json").get("chat_template")
+    if not isinstance(template, str):
+        raise ExportError(f"{checkpoint.path}: has no chat template, in chat_template.jinja or tokenizer_config.json")
+    parts = [{**part, "text": _MARK} if part["type"] == "text" else part for part in content]
+    try:
+        words: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # templates are programs
+        raise ExportError(f"{checkpoint.path}: the chat template fails: {error}") from error
+    if words.count(_MARK) != 1:
+        raise ExportError(f"{checkpoint.path}: the chat template does not keep a text as it is")
+    before, after = words.split(_MARK)
+    return before, after
+
+
+def prompt_tokenizer(
+    tokenizer: Any, path: str, spec: Tokenize, words: tuple[str, str], special: bool
+) -> tuple[bytes, Tokenize]:
+    """The content of the file at `path`, and `spec` completed, for prompts that are `words` around a text.
+
+    special: whether the tokenizer adds its own special tokens. What `spec` has before and after the text stands outside
+    of them. Raises `ExportError` where one of `PROBES` gives other ids than transformers.
+    """
+    fast = _fast(tokenizer)
+    bare, whole = (tokenizer(f"{words[0]}a{words[1]}", add_special_tokens=own)["input_ids"] for own in (False, special))
+    start = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    before, after = tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    fast.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
+    found = msgspec.structs.replace(
+        spec, file=path, before=(*before, *spec.before), after=(*spec.after, *after), prefix=words[0], suffix=words[1]
+    )
+    content = _content(fast)
+    alone = msgspec.structs.replace(found, length=_LONGEST, before=before, after=after, mask="mask")
+    ours = _read(content, lambda file: Tokenizer(file, alone))
+    with quiet():
+        ids, mask = ours(PROBES)
+        wanted = [tokenizer(words[0] + text + words[1], add_special_tokens=special)["input_ids"] for text in PROBES]
+    _same_ids(PROBES, [row[own].tolist() for row, own in zip(ids, mask, strict=True)], wanted)
+    return content, found
 
 
 def target_tokenizer(tokenizer: Any, path: str, source: str = "sequences") -> tuple[bytes, TextOutput]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,45 @@ def reference(
     `request` and `given` (pictures) are its words in the manifest's inputs; `options` go to `generate`; `room` is the
     most new tokens.
     """
+    calls = partial(_calls, encoder_inputs=encoder_inputs)
+    return _run(model, {**encoded, **options}, calls, request, given, room)
+
+
+def causal_reference(
+    model: Any,
+    encoded: Mapping[str, torch.Tensor],
+    prompt: AnyArray,
+    features: Mapping[str, AnyArray],
+    encoder_inputs: Mapping[str, AnyArray],
+    request: Mapping[str, Any],
+    given: Mapping[str, AnyArray],
+    room: int,
+    unseen: int = 0,
+) -> Golden:
+    """As `reference`, of a model without cross-attention.
+
+    `prompt` has the tokens as our graph `decoder` reads them, int64 (rows, tokens), without padding; `features` is what
+    it takes besides, made by our graph `encoder` of `encoder_inputs`. `unseen` is how many of the cache's first places
+    have no tokens in transformers' sequences.
+    """
+
+    def calls(found: Any, start: int) -> dict[str, AnyArray]:
+        arrays = {f"graph/encoder/0/in/{name}": array for name, array in encoder_inputs.items()}
+        arrays |= {f"graph/encoder/0/out/{name}": array for name, array in features.items()}
+        return arrays | _steps(found, flat(found.past_key_values.layers), start, 0, prompt, features, unseen)
+
+    return _run(model, encoded, calls, request, given, room)
+
+
+def _run(
+    model: Any,
+    encoded: Mapping[str, Any],
+    calls: Callable[[Any, int], dict[str, AnyArray]],
+    request: Mapping[str, Any],
+    given: Mapping[str, AnyArray],
+    room: int,
+) -> Golden:
+    """The cases; `calls` makes golden calls of the graphs of what the first gave and where its new tokens start."""
     arrays: dict[str, AnyArray] = {}
     cases, start = [], 0
     for name, case in CASES.items():
@@ -44,7 +85,6 @@ def reference(
         with quiet(), torch.no_grad():
             found = model.generate(
                 **encoded,
-                **options,
                 max_new_tokens=case["max_new_tokens"],
                 num_beams=case["beams"],
                 do_sample=False,
@@ -57,7 +97,7 @@ def reference(
         arrays |= {f"run/{name}/in/{key}": array for key, array in given.items()}
         cases.append(Case(name=name, request={**request, **case}))
         if case["beams"] == 1:
-            arrays |= _calls(found, start, encoder_inputs)
+            arrays |= calls(found, start)
     source = f"transformers {transformers.__version__}, torch {torch.__version__}, fp32 on cpu"
     return Golden(source, arrays, tuple(cases))
 
@@ -65,21 +105,53 @@ def reference(
 def _calls(found: Any, start: int, encoder_inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     """The encoder's call, and the decoder's first and last step, as the source's cache and logits have them."""
     own, cross = found.past_key_values.self_attention_cache.layers, found.past_key_values.cross_attention_cache.layers
-    layers = len(_flat(own)) // 2  # transformers makes as many as the encoder has, and leaves the rest empty
-    cross_arrays = dict(zip(names("cross_", layers), _flat(cross), strict=True))
+    layers = len(flat(own)) // 2  # transformers makes as many as the encoder has, and leaves the rest empty
+    cross_arrays = dict(zip(names("cross_", layers), flat(cross), strict=True))
     arrays = {f"graph/encoder/0/in/{name}": array for name, array in encoder_inputs.items()}
     arrays |= {f"graph/encoder/0/out/{name}": array for name, array in cross_arrays.items()}
     mask = {name: array for name, array in encoder_inputs.items() if name == "source_mask"}
-    tokens = _array(found.sequences)
-    for call, step in enumerate((0, len(found.logits) - 1)):
-        at = start - 1 + step
-        inputs = {"tokens": tokens[:, at : at + 1], "positions": np.full(len(tokens), at), **mask, **cross_arrays}
-        inputs |= dict(zip(names("", layers), (_filled(each, at) for each in _flat(own)), strict=True))
-        outputs = dict(zip(names("new_", layers), (_filled(each, at + 1) for each in _flat(own)), strict=True))
-        outputs["logits"] = _array(found.logits[step])
-        arrays |= {f"graph/decoder/{call}/in/{name}": array for name, array in inputs.items()}
-        arrays |= {f"graph/decoder/{call}/out/{name}": array for name, array in outputs.items()}
+    first = _array(found.sequences[:, start - 1 : start])
+    return arrays | _steps(found, flat(own), start, start - 1, first, mask | cross_arrays)
+
+
+def _steps(
+    found: Any,
+    own: list[AnyArray],
+    start: int,
+    at: int,
+    first: AnyArray,
+    given: Mapping[str, AnyArray],
+    unseen: int = 0,
+) -> dict[str, AnyArray]:
+    """The decoder's first step, which reads the tokens `first` at the place `at`, and its last."""
+    arrays: dict[str, AnyArray] = {}
+    end = start + len(found.logits) - 2
+    last = _array(found.sequences[:, end : end + 1])
+    calls = (at, first, found.logits[0]), (unseen + end, last, found.logits[-1])
+    for call, (place, tokens, logits) in enumerate(calls):
+        arrays |= step(f"graph/decoder/{call}", own, place, tokens, _array(logits), given)
     return arrays
+
+
+def step(
+    call: str,
+    own: list[AnyArray],
+    place: int,
+    tokens: AnyArray,
+    logits: AnyArray,
+    given: Mapping[str, AnyArray] = MappingProxyType({}),
+) -> dict[str, AnyArray]:
+    """Golden data of a call that reads `tokens` (rows, sequence) at the place `place` of the caches `own`.
+
+    own: keys and values (rows, heads, places, width), layer by layer, as they are at the end of the whole run.
+    """
+    layers, written = len(own) // 2, place + tokens.shape[1]
+    inputs = {"tokens": tokens, "positions": np.full(len(tokens), place), **given}
+    inputs |= dict(zip(names("", layers), (_filled(each, place) for each in own), strict=True))
+    outputs = dict(zip(names("new_", layers), (_filled(each, written) for each in own), strict=True))
+    outputs["logits"] = logits
+    arrays = {f"{call}/in/{name}": array for name, array in inputs.items()}
+    return arrays | {f"{call}/out/{name}": array for name, array in outputs.items()}
 
 
 def _padded(sequences: AnyArray, config: Any) -> AnyArray:
@@ -89,7 +161,8 @@ def _padded(sequences: AnyArray, config: Any) -> AnyArray:
     return np.where(ended, fields["pad"], sequences)
 
 
-def _flat(layers: Any) -> list[AnyArray]:
+def flat(layers: Any) -> list[AnyArray]:
+    """Keys and values of a cache's layers, one after the other."""
     return [_array(each) for layer in layers if layer.is_initialized for each in (layer.keys, layer.values)]
 
 

@@ -45,7 +45,9 @@ Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
 class Tokenize(_Struct, frozen=True):
     """How a text becomes ids: int64 (texts, tokens), at most `length` a text, padded at the right with the id `pad`.
 
-    The special tokens that `file` adds are kept; `before` and `after` stand around them. Without a `mask` all have
+    `prefix` and `suffix` are words put around the text. The special tokens that `file` adds are kept; `before` and
+    `after` stand around them. Where the text has no negative, `blank` makes the unconditional rows of guidance: the
+    same ids, but this one in place of all between a row's first and last. Without a `mask` all have
     `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a
     text's own tokens are: then the longest text sets the length, and a text over `length` is refused.
     """
@@ -56,6 +58,9 @@ class Tokenize(_Struct, frozen=True):
     mask: Name | None = None
     before: tuple[Token, ...] = ()
     after: tuple[Token, ...] = ()
+    prefix: str = ""
+    suffix: str = ""
+    blank: TokenId | None = None
 
 
 class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
@@ -68,12 +73,14 @@ class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
 
 class Fit(_Struct, frozen=True):
     """How a picture of any size becomes (height, width): stretched, or, with `shortest`, made so large that its shorter
-    side has as many pixels, and the middle cut out."""
+    side has as many pixels, and the middle cut out. With `longest` it is stretched from a copy that was first so made
+    that its longer side has as many pixels, and its shorter an even number."""
 
     width: Annotated[int, msgspec.Meta(ge=1, le=16384)]
     height: Annotated[int, msgspec.Meta(ge=1, le=16384)]
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
     shortest: Annotated[int, msgspec.Meta(ge=1, le=16384)] | None = None
+    longest: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
 
 
 class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
@@ -85,6 +92,18 @@ class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
 
     array: Name
     fit: Fit | None = None
+    required: bool = False
+
+
+class Audio(_Struct, frozen=True, tag="audio", tag_field="kind"):
+    """A recording as `array`, float32 (recordings, seconds * rate) in [-1, 1], one channel, with silence after it.
+
+    One row for each distinct recording; one of more than so many seconds is refused.
+    """
+
+    array: Name
+    rate: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000)]
+    seconds: Annotated[int, msgspec.Meta(ge=1, le=3600)]
     required: bool = False
 
 
@@ -105,11 +124,16 @@ class Float(_Struct, frozen=True, tag="float", tag_field="kind"):
 
 
 class Choice(_Struct, frozen=True, tag="choice", tag_field="kind"):
-    """One of a few names; `tokens` are the ids that stand for them in a tokenized text or a prompt."""
+    """One of a few names; `tokens` are the ids that stand for them in a tokenized text or a prompt.
+
+    In a prompt, `silent` is the name that no token stands for, and for `detected` it is the most likely of `tokens`.
+    """
 
     default: str
     choices: tuple[Label, ...]
     tokens: dict[Label, TokenId] = {}
+    silent: Label | None = None
+    detected: Label | None = None
 
 
 class Size(_Struct, frozen=True, tag="size", tag_field="kind"):
@@ -138,7 +162,7 @@ class Strings(_Struct, frozen=True, tag="strings", tag_field="kind"):
     """Some texts that hold for the whole request; none if left out."""
 
 
-Input = Text | Image | Int | Float | Choice | Size | Count | Seed | Strings
+Input = Text | Image | Audio | Int | Float | Choice | Size | Count | Seed | Strings
 
 
 class ImageOutput(_Struct, frozen=True, tag="image", tag_field="kind"):
@@ -258,8 +282,8 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     The loop gives the graphs `tokens`, int64 (rows, sequence), and `positions`, int64 (rows,), how many tokens of a row
     came before; it takes `logits`, float32 (rows, vocabulary), for what follows the last. `caches` says which output is
     the new content of which input, float32 (rows, heads, capacity, width), written in place; `limit` is the most tokens
-    that a row can have, prompt and all. Without the option `max_new_tokens`, rows become that long. With `guidance`,
-    of the kind `classifier-free`, the logits of unconditional and conditional rows are joined.
+    that a row can have, prompt and all. Without the option `max_new_tokens`, rows become that long, or get `count` new
+    tokens. With `guidance`, of the kind `classifier-free`, the logits of unconditional and conditional rows are joined.
 
     A row ends with any of `ends`. `forced` are its first new tokens, `forced_end` its last if `max_new_tokens` is
     reached; `suppressed` never come, `begin_suppressed` not as the first that is chosen. `options` names the inputs
@@ -279,6 +303,7 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     forced_end: TokenId | None = None
     suppressed: tuple[TokenId, ...] = ()
     begin_suppressed: tuple[TokenId, ...] = ()
+    count: Positive | None = None
 
 
 Stage = Once | Diffuse | Autoregress

@@ -17,6 +17,7 @@ from mmrt.runtime.errors import BundleError
 from mmrt.runtime.manifest import (
     FORMAT,
     Array,
+    Audio,
     Autoregress,
     Choice,
     Count,
@@ -167,13 +168,16 @@ class _Check:
                     self._make(value.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
                     what = "an image input needs `fit`, or an input of kind 'size'"
                     self._require(self.sized or value.fit is not None, where, what)
+                case Audio():
+                    self._make(value.array, _Shape("float32", (None, value.rate * value.seconds)), f"{where}.array")
                 case Int() | Float():
                     self._require(
                         value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
                     )
                 case Choice():
                     self._require(value.default in value.choices, where, f"default {value.default!r} is not a choice")
-                    complete = not value.tokens or set(value.tokens) == set(value.choices)
+                    without = {name for name in (value.silent, value.detected) if name is not None}
+                    complete = set(value.tokens) == set(value.choices) - without if value.tokens else not without
                     self._require(complete, f"{where}.tokens", "a choice with tokens has one for each of its names")
                 case Size():
                     legal = all(side % value.multiple == 0 and side <= value.max for side in value.default)
@@ -190,14 +194,17 @@ class _Check:
         self._require(name not in self.made, where, f"{name!r} is made twice")
         self.made[name] = shape
 
-    def _tokens(self, tokens: Iterable[Token], where: str) -> None:
-        """Those that are names are names of choices with tokens."""
+    def _tokens(self, tokens: Iterable[Token], where: str, prompt: bool = False) -> None:
+        """Those that are names are names of choices with tokens: for every one of their names but in a `prompt`."""
         for token in tokens:
             if isinstance(token, str):
                 self._refers(token, (Choice,), where)
                 choice = self.manifest.inputs[token]
                 known = isinstance(choice, Choice) and bool(choice.tokens)
                 self._require(known, where, f"the choice {token!r} has no tokens")
+                assert isinstance(choice, Choice)
+                certain = choice.silent is None and choice.detected is None
+                self._require(prompt or certain, where, f"the choice {token!r} has names without a token")
 
     def _refers(self, name: str | None, kinds: tuple[type, ...], where: str) -> None:
         if name is not None:
@@ -269,7 +276,9 @@ class _Check:
         stopping = stage.options.get("early_stopping")
         strangers = set(self._choices(stopping)) - {"no", "yes", "never"} if stopping else set()
         self._require(not strangers, f"{where}.options.early_stopping", f"{_names(strangers)} are no ways to stop")
-        self._tokens((*_ids(stage.prompt), *stage.forced), where)
+        self._tokens(stage.forced, where)
+        self._tokens(_ids(stage.prompt), where, prompt=True)
+        self._prompt(_ids(stage.prompt), stage, f"{where}.prompt")
         graphs = [self.manifest.graphs[name] for name in stage.graphs]
         inputs = {name: array for graph in graphs for name, array in graph.inputs.items()}
         outputs = {name: array for graph in graphs for name, array in graph.outputs.items()}
@@ -285,6 +294,15 @@ class _Check:
             self._make(old, _Shape.of(inputs[old]), at)
         self.made |= {"tokens": _Shape("int64", (None, None)), "positions": _Shape("int64", (None,))}
         self.made["sequences"] = _Shape("int64", (None, None))
+
+    def _prompt(self, tokens: tuple[Token, ...], stage: Autoregress, where: str) -> None:
+        """The first token is certain, for others are detected after it."""
+        choices = [self.manifest.inputs[token] for token in tokens if isinstance(token, str)]
+        detects = any(isinstance(choice, Choice) and choice.detected is not None for choice in choices)
+        self._require(not detects or isinstance(tokens[0], int), where, "what is detected needs a token before it")
+        self._require(not detects or stage.guidance is None, where, "nothing is detected with guidance")
+        certain = not choices or any(not isinstance(c, Choice) or c.silent is None for c in choices)
+        self._require(certain or len(choices) < len(tokens), where, "a prompt can come to have no tokens")
 
     def _logits(self, where: str, stage: Autoregress) -> None:
         """A graph of the loop makes them for a vocabulary that has all ids that the stage names."""

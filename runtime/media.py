@@ -72,6 +72,8 @@ def to_array(picture: Picture, width: int, height: int) -> UInt8:
 def fit(picture: Picture, spec: Fit) -> UInt8:
     """uint8 (height, width, 3) of the size that `spec` says, as transformers' image processors make it with Pillow."""
     resample = Image.Resampling[spec.resample.upper()]
+    if spec.longest is not None:
+        picture = picture.resize(_longest_side(picture, spec.longest), resample)
     if spec.shortest is None:
         return np.asarray(picture.resize((spec.width, spec.height), resample))
     width, height = picture.size
@@ -84,6 +86,14 @@ def fit(picture: Picture, spec: Fit) -> UInt8:
     padded = np.pad(pixels, [(max(-top, 0),) * 2, (max(-left, 0),) * 2, (0, 0)])
     top, left = max(top, 0), max(left, 0)
     return padded[top : top + spec.height, left : left + spec.width]
+
+
+def _longest_side(picture: Picture, longest: int) -> tuple[int, int]:
+    """The picture's shape as (width, height) with a longer side of `longest` and a shorter that is even, or 1."""
+    ratio = picture.width / picture.height
+    short = int(longest / ratio if ratio >= 1 else longest * ratio)
+    short = max(short + short % 2, 1)
+    return (longest, short) if ratio >= 1 else (short, longest)
 
 
 def save_png(picture: Picture, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:

@@ -22,7 +22,7 @@ from mmrt.runtime.stages import Run, distinct, guided
 from mmrt.runtime.stages.autoregress import autoregress, beams
 from mmrt.runtime.stages.diffuse import diffuse
 from mmrt.runtime.stages.once import once
-from mmrt.runtime.tokenizer import Detokenizer, Tokenizer
+from mmrt.runtime.tokenizer import Detokenizer, Tokenizer, blanked
 from mmrt.version import __version__
 
 STAGES: dict[type, Any] = {manifest.Once: once, manifest.Diffuse: diffuse, manifest.Autoregress: autoregress}
@@ -126,15 +126,23 @@ class Pipeline:
                 rows = distinct(map(id, values[name])) if spec.fit else np.arange(run.request.batch)
                 _, first = np.unique(rows, return_index=True)
                 run.put(spec.array, np.stack([values[name][index] for index in first]), rows)
+            if isinstance(spec, manifest.Audio) and run.request.given(name):
+                rows = distinct(map(id, values[name]))
+                _, first = np.unique(rows, return_index=True)
+                run.put(spec.array, np.stack([values[name][index] for index in first]), rows)
         loops = [stage for stage in self.manifest.program if not isinstance(stage, manifest.Once)]
         unconditional = any(guided(stage, run.request) for stage in loops)
         for name, text in self.manifest.text_inputs().items():
             texts = values[text.negative] + values[name] if text.negative and unconditional else values[name]
             for ids, tokenize in text.tokenize.items():
                 array, mask = self._tokenizers[ids](list(dict.fromkeys(texts)), run.request.chosen)
-                run.put(ids, array, distinct(texts))
+                rows = distinct(texts)
+                if tokenize.blank is not None and unconditional and not text.negative:
+                    rows = np.concatenate([rows, rows + len(array)])
+                    array, mask = np.concatenate([blanked(array, mask, tokenize.blank), array]), np.tile(mask, (2, 1))
+                run.put(ids, array, rows)
                 if tokenize.mask:
-                    run.put(tokenize.mask, mask, distinct(texts))
+                    run.put(tokenize.mask, mask, rows)
 
     def _finish(self, output: manifest.Output, run: Run) -> list[Any]:
         array = run.arrays[output.source]

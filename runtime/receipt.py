@@ -23,7 +23,7 @@ import numpy as np
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import BundleError
-from mmrt.runtime.manifest import Image
+from mmrt.runtime.manifest import Audio, Image
 from mmrt.runtime.pipeline import Pipeline
 
 GOLDEN = "golden.npz"
@@ -89,7 +89,7 @@ def replay(pipeline: Pipeline) -> Iterator[Check]:
             for name, wanted in golden.arrays("graph", graph, number, "out").items():
                 yield _compare_named(f"{graph} {number}: {name}", outputs, name, wanted, variant.precision)
     precision = max((variant.precision for variant in pipeline.variants.values()), key=_BY_LOSS.index)
-    pictures = {name for name, spec in pipeline.manifest.inputs.items() if isinstance(spec, Image)}
+    pictures = {name for name, spec in pipeline.manifest.inputs.items() if isinstance(spec, Image | Audio)}
     for case in receipt.cases:
         if files := pictures & case.request.keys():
             raise BundleError(f"{RECEIPT}: {case.name}: {min(files)} must be in {GOLDEN}, not a file of this machine")

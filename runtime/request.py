@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,17 @@ from mmrt.runtime import manifest as m
 from mmrt.runtime.errors import RequestError
 
 if TYPE_CHECKING:
-    from mmrt.runtime.arrays import UInt8
+    from mmrt.runtime.arrays import AnyArray
 
 SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
 
 
 @dataclass(frozen=True)
 class Request:
-    """`values` has each input's value; texts and pictures are lists with one for each of the `batch` results.
+    """`values` has each input's value; texts, pictures and recordings are lists with one for each `batch` result.
 
-    Each `count` results in a row are of one prompt. `chosen` has the token of each choice that has tokens.
+    Each `count` results in a row are of one prompt. `chosen` has the token of each choice that has one; `detected` the
+    tokens of those that leave it to the model.
     """
 
     values: Mapping[str, Any]
@@ -40,17 +41,20 @@ class Request:
     height: int
     seeds: tuple[int, ...]
     noise: str
+    detected: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def given(self, name: str) -> bool:
         """Whether the input has a value."""
         return self.values[name] is not None
 
     def tokens(self, tokens: Sequence[m.Token]) -> tuple[int, ...]:
-        """The ids: names of choices stand for the token that was chosen."""
-        return tuple(self.chosen[token] if isinstance(token, str) else token for token in tokens)
+        """The ids: names of choices stand for the token that was chosen, if one was."""
+        ids = (self.chosen.get(token) if isinstance(token, str) else token for token in tokens)
+        return tuple(token for token in ids if token is not None)
 
     def single(self, manifest: m.Manifest, index: int, together: bool) -> dict[str, Any]:
-        """The request that makes result `index` alone, as JSON values; a picture appears as its pixels' sha256.
+        """The request that makes result `index` alone, as JSON values; pictures and recordings as their
+        arrays' sha256.
 
         Where the results of a prompt only come `together`, as the beams of a search do, it makes all of that prompt's.
         """
@@ -62,7 +66,7 @@ class Request:
 
     def _single(self, spec: m.Input, value: Any, index: int, together: bool) -> Any:
         match spec:
-            case m.Text() | m.Image():
+            case m.Text() | m.Image() | m.Audio():
                 return value[index]
             case m.Count():
                 return self.count if together else 1
@@ -84,7 +88,8 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
             )
     values = {name: _KINDS[type(spec)](name, spec, given.get(name)) for name, spec in manifest.inputs.items()}
     kinds = {type(spec): (spec, values[name]) for name, spec in manifest.inputs.items()}
-    lists = {name: values[name] for name, spec in manifest.inputs.items() if isinstance(spec, m.Text | m.Image)}
+    several = m.Text | m.Image | m.Audio
+    lists = {name: values[name] for name, spec in manifest.inputs.items() if isinstance(spec, several)}
     prompts = _common_length(lists)
     _, count = kinds.get(m.Count, (None, 1))
     batch = prompts * count
@@ -98,12 +103,12 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
     if seed + batch - 1 not in SEEDS:
         raise RequestError(f"seed {seed} leaves no room for {batch} results: the last seed is {SEEDS.stop - 1}")
     noise = values[seed_spec.generator] if isinstance(seed_spec, m.Seed) and seed_spec.generator else "cpu"
-    chosen = {
-        name: spec.tokens[values[name]]
-        for name, spec in manifest.inputs.items()
-        if isinstance(spec, m.Choice) and spec.tokens
+    choices = {name: spec for name, spec in manifest.inputs.items() if isinstance(spec, m.Choice)}
+    chosen = {name: spec.tokens[values[name]] for name, spec in choices.items() if values[name] in spec.tokens}
+    detected = {
+        name: tuple(sorted(spec.tokens.values())) for name, spec in choices.items() if values[name] == spec.detected
     }
-    return Request(values, chosen, batch, count, width, height, tuple(range(seed, seed + batch)), noise)
+    return Request(values, chosen, batch, count, width, height, tuple(range(seed, seed + batch)), noise, detected)
 
 
 def _common_length(lists: Mapping[str, list[Any] | None]) -> int:
@@ -232,6 +237,26 @@ def _image(name: str, spec: m.Image, value: Any) -> list[Any] | None:
     return [media.open_picture(source) for source in sources]
 
 
+def _audio(name: str, spec: m.Audio, value: Any) -> list[Any] | None:
+    if value is None:
+        if spec.required:
+            raise RequestError(f"{name} is missing: give a recording")
+        return None
+    from mmrt.runtime import audio  # recordings only
+
+    files = isinstance(value, tuple) and all(isinstance(each, str | os.PathLike) for each in value)
+    sources = list(value) if files or isinstance(value, list) else [value]  # other tuples are a recording and its rate
+    if not sources:
+        raise RequestError(f"{name} is an empty list, wanted at least one recording")
+    found, room = [], spec.rate * spec.seconds
+    for source in sources:
+        samples = audio.open_recording(source, spec.rate)
+        if len(samples) > room:
+            raise RequestError(f"{name} is {audio.seconds(len(samples), spec.rate)} long, at most {spec.seconds} s")
+        found.append(audio.fill(samples, room))
+    return found
+
+
 def _strings(name: str, spec: m.Strings, value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else value or ()
     if not isinstance(strings, tuple) or not all(isinstance(string, str) and string for string in strings):
@@ -301,6 +326,7 @@ def _size(name: str, spec: m.Size, value: Any) -> tuple[int, int] | None:
 _KINDS: dict[type, Callable[[str, Any, Any], Any]] = {
     m.Text: _text,
     m.Image: _image,
+    m.Audio: _audio,
     m.Int: _int,
     m.Float: _float,
     m.Choice: _choice,
@@ -312,8 +338,8 @@ _KINDS: dict[type, Callable[[str, Any, Any], Any]] = {
 
 
 def _as_json(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | tuple) else f"sha256:{_pixels_sha256(value)}"
+    return value if isinstance(value, str | int | float | tuple) else f"sha256:{_sha256(value)}"
 
 
-def _pixels_sha256(pixels: UInt8) -> str:
-    return hashlib.sha256(pixels.tobytes()).hexdigest()
+def _sha256(array: AnyArray) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()

@@ -45,7 +45,7 @@ class Tokenizer:
         said at `Tokenize`: it is cut with a `RequestWarning`, or refused with a `RequestError`.
         """
         with _blame(self._path, "the tokenizer fails"):
-            encodings = self._tokenizer.encode_batch(list(texts))
+            encodings = self._tokenizer.encode_batch([self._spec.prefix + text + self._spec.suffix for text in texts])
         for text, encoding in zip(texts, encodings, strict=True):
             self._check(text, encoding)
         before, after = (_resolve(tokens, chosen or {}) for tokens in (self._spec.before, self._spec.after))
@@ -87,6 +87,13 @@ class Tokenizer:
 
 def _resolve(tokens: Sequence[Token], chosen: Mapping[str, int]) -> list[int]:
     return [chosen[token] if isinstance(token, str) else token for token in tokens]
+
+
+def blanked(ids: Int64, mask: Bool, blank: int) -> Int64:
+    """The ids (texts, tokens) with `blank` in place of each row's own tokens, but its first and its last."""
+    last = mask.sum(axis=1, keepdims=True) - 1
+    place = np.arange(ids.shape[1])
+    return np.where((place > 0) & (place < last), blank, ids)
 
 
 class Detokenizer:

@@ -151,3 +151,13 @@ def save_tokenizer(folder: Path, texts: Iterable[str], length: int = 16) -> Any:
         json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": length}), encoding="utf-8"
     )
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def export_bundle(checkpoint: Path, output: Path) -> Path:
+    """Export to the end; where torch and diffusers are missing, the test is skipped."""
+    pytest.importorskip("diffusers")
+    from mmrt.export.exporter import export
+
+    for _ in export(checkpoint, output):
+        pass
+    return output

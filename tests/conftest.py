@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from checkpoints import SD1, SD2, save_checkpoint
+from checkpoints import SD1, SD2, export_bundle, save_checkpoint
 
 # A suite that is started in the background ignores SIGINT, and so would the processes that its tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,13 +34,3 @@ def sd1_bundle(sd1_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 def sd2_bundle(sd2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`sd2_checkpoint`, exported."""
     return export_bundle(sd2_checkpoint, tmp_path_factory.mktemp("bundles") / "sd2.mmrt")
-
-
-def export_bundle(checkpoint: Path, output: Path) -> Path:
-    """Export to the end; where torch and diffusers are missing, the test is skipped."""
-    pytest.importorskip("diffusers")
-    from mmrt.export.exporter import export
-
-    for _ in export(checkpoint, output):
-        pass
-    return output

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mmrt.export.checkpoint import Checkpoint
-from mmrt.export.families import captioning, seq2seq, stable_diffusion
+from mmrt.export.families import (
+    blip,
+    captioning,
+    dalle,
+    git,
+    janus,
+    seq2seq,
+    stable_diffusion,
+    vision_language,
+    whisper,
+)
 from mmrt.export.recipe import Recipe
 from mmrt.runtime.errors import ExportError
 
@@ -23,6 +33,12 @@ FAMILIES: dict[str, Family] = {
     "stable-diffusion": Family(stable_diffusion.claims, stable_diffusion.recipe, stable_diffusion.CLASSES),
     "seq2seq": Family(seq2seq.claims, seq2seq.recipe, seq2seq.CLASSES),
     "captioning": Family(captioning.claims, captioning.recipe, captioning.CLASSES),
+    "blip": Family(blip.claims, blip.recipe, blip.CLASSES),
+    "git": Family(git.claims, git.recipe, git.CLASSES),
+    "dalle": Family(dalle.claims, dalle.recipe, dalle.CLASSES),
+    "vision-language": Family(vision_language.claims, vision_language.recipe, vision_language.CLASSES),
+    "janus": Family(janus.claims, janus.recipe, janus.CLASSES),
+    "whisper": Family(whisper.claims, whisper.recipe, whisper.CLASSES),
 }
 
 

@@ -28,7 +28,7 @@ def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run:
     """
     request = run.request
     copies = 2 if guided(stage, request) else 1
-    prompts = _prompts(stage, run, copies)
+    prompts = _prompts(stage, engines, run, copies)
     conditional = prompts[-request.batch // request.count :]  # unconditional ones come first
     rule = rules(stage, request, stage.limit - max(map(len, prompts)))
     if copies == 2 and rule.beams > 1:
@@ -66,8 +66,9 @@ def rules(stage: manifest.Autoregress, request: Request, room: int) -> Rules:
     given = {option: request.values[name] for option, name in stage.options.items() if option != "stop"}
     if "early_stopping" in given:
         given["early_stopping"] = _EARLY_STOPPING[given["early_stopping"]]
-    if (wanted := given.setdefault("max_new_tokens", room)) > room:
-        raise RequestError(f"{stage.options['max_new_tokens']} is {wanted}, the model has room for {room}")
+    if (wanted := given.setdefault("max_new_tokens", stage.count or room)) > room:
+        name = stage.options.get("max_new_tokens", "the number of new tokens")
+        raise RequestError(f"{name} is {wanted}, the model has room for {room}")
     if 1 < beams(stage, request) < request.count:
         raise RequestError(
             f"{request.count} results a prompt of {given['beams']} beams: give at least as many beams as results"
@@ -89,11 +90,20 @@ def beams(stage: manifest.Autoregress, request: Request) -> int:
     return int(request.values[stage.options["beams"]]) if "beams" in stage.options else 1
 
 
-def _prompts(stage: manifest.Autoregress, run: Run, copies: int) -> list[Int64]:
+def _prompts(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run, copies: int) -> Sequence[Int64]:
     """The tokens of every prompt, those of unconditional rows first."""
     count = copies * run.request.batch // run.request.count
     if not isinstance(stage.prompt, str):
-        return [np.array(run.request.tokens(stage.prompt), np.int64)] * count
+        prompts: list[Int64] = [np.zeros(0, np.int64)] * count
+        for token in stage.prompt:
+            if isinstance(token, str) and token in run.request.detected:
+                logits = _Loop(stage, engines, run, prompts, copies, each=1).first()
+                options: Int64 = np.array(run.request.detected[token], np.int64)
+                new = options[logits[:, options].argmax(axis=1)][:, None]
+            else:
+                new = np.tile(np.array(run.request.tokens((token,)), np.int64), (count, 1))
+            prompts = [np.concatenate(both) for both in zip(prompts, new, strict=True)]
+        return prompts
     tokens = run.spread([stage.prompt], copies, 1)[stage.prompt]
     if stage.prompt_mask is None:
         return list(tokens)
@@ -157,6 +167,10 @@ class _Loop:
             self._feed(_padded(self._prompts, self._stage.pad)[:, : longest - 1])
         self._arrays["positions"][:] = [len(prompt) - 1 for prompt in self._prompts]
         return np.array([prompt[-1] for prompt in self._prompts])
+
+    def first(self) -> Float32:
+        """What follows the prompts, (rows, vocabulary)."""
+        return self.logits(self.prefill())
 
     def logits(self, tokens: Int64) -> Float32:
         """Put one more token into every row; what follows, (rows, vocabulary). The rows of a prompt go in step."""

@@ -20,7 +20,7 @@ import mmrt
 from mmrt.runtime import sentencepiece
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.manifest import Tokenize
-from mmrt.runtime.tokenizer import _CLEAN, Detokenizer, Tokenizer, _clean, _open
+from mmrt.runtime.tokenizer import _CLEAN, Detokenizer, Tokenizer, _clean, _open, blanked
 
 WORDS = ["<unk>", "<end>", "a", "red", "heart"]
 
@@ -56,6 +56,17 @@ def test_what_stands_around(file: Path) -> None:
     ids, mask = ours(["a", ""], {"language": 7})
     assert ids.tolist() == [[9, 7, 2, 1, 7, 8], [9, 7, 1, 7, 8, 1]]
     assert mask.sum(axis=1).tolist() == [6, 5]
+
+
+def test_words_around_a_text(file: Path) -> None:
+    ids, mask = Tokenizer(file, spec(prefix="a red ", suffix=" a", before=(9,)))(["heart", ""])
+    assert ids.tolist() == [[9, 2, 3, 4, 2, 1], [9, 2, 3, 2, 1, 1]]
+    assert mask.sum(axis=1).tolist() == [6, 5]
+
+
+def test_blanks_between_the_first_and_the_last(file: Path) -> None:
+    ids, mask = Tokenizer(file, spec(before=(9,)))(["a red heart", "a", ""])
+    assert blanked(ids, mask, 7).tolist() == [[9, 7, 7, 7, 1], [9, 7, 1, 1, 1], [9, 1, 1, 1, 1]]
 
 
 def test_a_text_that_is_too_long_is_refused(file: Path) -> None:

@@ -1,0 +1,191 @@
+"""Speech becomes the tokens that transformers' own `generate` gives, in fp32, from the samples on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from checkpoints import export_bundle  # noqa: E402
+from whisper_checkpoints import LANGUAGES, RATE, SECONDS, save_whisper  # noqa: E402
+
+import mmrt  # noqa: E402
+from mmrt.cli.main import cli  # noqa: E402
+from mmrt.export.families.whisper import LogMel  # noqa: E402
+from mmrt.export.quiet import quiet  # noqa: E402
+from mmrt.runtime.errors import RequestError  # noqa: E402
+from mmrt.runtime.events import Done, Token  # noqa: E402
+
+torch.set_num_threads(1)
+LENGTHS = (1, 31, 100)  # the buffers have 32 places, then 64, then 128
+
+
+def recordings(count: int = 4) -> list[Any]:
+    """Of several lengths: tones that rise, noise, a click in silence, and one that fills the window."""
+    rng = np.random.default_rng(0)
+    time = np.arange(SECONDS * RATE) / RATE
+    tone = 0.3 * np.sin(2 * np.pi * (200 * time + 300 * time**2))
+    click = np.zeros(RATE // 2)
+    click[1000:1040] = 0.9
+    every = [tone[: RATE + 77], rng.normal(0, 0.1, RATE // 3), click, tone[::-1] + rng.normal(0, 0.02, len(time))]
+    return [each.astype(np.float32) for each in every][:count]
+
+
+class Source:
+    """transformers' model of a checkpoint, and the bundle that was made of it."""
+
+    def __init__(self, checkpoint: Path, bundle: Path) -> None:
+        self.bundle = bundle
+        with quiet():
+            self.processor = transformers.WhisperProcessor.from_pretrained(checkpoint)
+            self.model = transformers.WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
+        self.pipeline = mmrt.load(bundle, threads=1)
+
+    def theirs(self, audio: list[Any], **options: Any) -> list[tuple[int, ...]]:
+        with quiet(), torch.no_grad():
+            features = self.processor.feature_extractor(audio, sampling_rate=RATE, return_tensors="pt")
+            found = self.model.generate(
+                features["input_features"],
+                do_sample=False,
+                force_unique_generate_call=True,
+                return_dict_in_generate=True,
+                **options,
+            )
+        options = {name: value for name, value in options.items() if name in ("task", "language")}
+        start = 1 + (2 if options else 0) + 1
+        return [_ended(row[start:]) for row in found.sequences.tolist()]
+
+    def ours(self, audio: list[Any], **options: Any) -> list[tuple[int, ...]]:
+        """What the bundle gives; its text is what transformers makes of these tokens."""
+        tokens: dict[int, list[int]] = {}
+        for event in self.pipeline.stream(audio=audio, **options):
+            if isinstance(event, Token) and event.id is not None:
+                tokens.setdefault(event.index, []).append(event.id)
+        assert isinstance(event, Done)
+        rows = [tuple(tokens[index]) for index in sorted(tokens)]
+        decoded = self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        times = self.model.generation_config.no_timestamps_token_id + 1
+        for row, text, wanted in zip(rows, event.result.texts, decoded, strict=True):
+            assert text == wanted or max(row) >= times  # within a character transformers makes two signs of it
+        return rows
+
+
+def _ended(row: list[int]) -> tuple[int, ...]:
+    return tuple(row[: row.index(0) + 1] if 0 in row else row)
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Source]:
+    """Of many languages, or of English alone: made when first asked for."""
+
+    @cache
+    def made(english: bool) -> Source:
+        folder = tmp_path_factory.mktemp("whisper")
+        with quiet():
+            checkpoint = save_whisper(folder / "checkpoint", english)
+        return Source(checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
+
+    return made
+
+
+@pytest.mark.parametrize("english", [False, True])
+def test_greedy_and_beams(sources: Callable[[bool], Source], english: bool) -> None:
+    """The language is detected, each recording's by itself. Some texts end early, and they differ."""
+    source, every, early = sources(english), set(), 0
+    options = {} if english else {"task": "transcribe"}
+    for beams in (1, 4):
+        for count in (1, 4):
+            for length in LENGTHS:
+                found = source.ours(recordings(count), beams=beams, max_new_tokens=length)
+                wanted = source.theirs(recordings(count), num_beams=beams, max_new_tokens=length, **options)
+                assert found == wanted, (beams, count, length)
+                every |= {*found}
+                early += sum(len(each) < length for each in found)
+    assert early
+    assert len(every) > 5
+
+
+@pytest.mark.parametrize("task", ["transcribe", "translate"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_languages_and_tasks(sources: Callable[[bool], Source], language: str, task: str) -> None:
+    source = sources(False)
+    for beams in (1, 3):
+        options = {"language": language, "task": task, "max_new_tokens": 20}
+        found = source.ours(recordings(), beams=beams, **options)
+        assert found == source.theirs(recordings(), num_beams=beams, **options)
+
+
+def test_detected_languages_are_transformers(sources: Callable[[bool], Source]) -> None:
+    """Each recording with the language that transformers detects in it gives what detection gives."""
+    source, audio = sources(False), recordings()
+    with quiet(), torch.no_grad():
+        features = source.processor.feature_extractor(audio, sampling_rate=RATE, return_tensors="pt")
+        ids = source.model.detect_language(features["input_features"]).tolist()
+    codes = [source.processor.tokenizer.convert_ids_to_tokens(token)[2:-2] for token in ids]
+    alone = [source.ours([each], language=code, max_new_tokens=30)[0] for each, code in zip(audio, codes, strict=True)]
+    assert alone == source.ours(audio, max_new_tokens=30)
+
+
+def test_a_recording_twice_in_a_batch(sources: Callable[[bool], Source]) -> None:
+    source = sources(False)
+    (alone,) = source.ours(recordings(1), max_new_tokens=20)
+    assert source.ours([*recordings(2), *recordings(1)], max_new_tokens=20)[2] == alone
+
+
+def test_provenance_has_the_recordings_sha256(sources: Callable[[bool], Source]) -> None:
+    result = sources(False).pipeline.generate(audio=recordings(2), max_new_tokens=3)
+    first, second = (each["request"]["audio"] for each in result.provenance)
+    assert first.startswith("sha256:")
+    assert first != second
+
+
+def test_log_mel_features() -> None:
+    """Equal to the feature extractor's within 1e-4, at Whisper's own size and at large-v3's."""
+    for bins in (80, 128):
+        extractor = transformers.WhisperFeatureExtractor(feature_size=bins)
+        rng = np.random.default_rng(1)
+        audio = [rng.normal(0, 0.1, 160000), recordings()[0], np.zeros(1600), recordings()[2]]
+        wanted = extractor([each.astype(np.float32) for each in audio], sampling_rate=RATE, return_tensors="np")
+        filled = np.stack([np.pad(each, (0, 480000 - len(each))) for each in audio]).astype(np.float32)
+        found = LogMel(extractor)(torch.from_numpy(filled)).numpy()
+        np.testing.assert_allclose(found, wanted["input_features"], rtol=0, atol=1e-4)
+
+
+def test_files_on_the_command_line(sources: Callable[[bool], Source], tmp_path: Path) -> None:
+    """Two files in one batch; another rate is the recording's own."""
+    soundfile = pytest.importorskip("soundfile")
+    source, paths = sources(False), [tmp_path / "a.wav", tmp_path / "b.flac"]
+    for path, rate in zip(paths, (RATE, 8000), strict=True):
+        soundfile.write(path, recordings(1)[0][:: RATE // rate], rate)
+    words = [word for path in paths for word in ("--audio", str(path))]
+    command = ["generate", str(source.bundle), *words, "--max-new-tokens", "6", "--language", "de", "--json"]
+    found = json.loads(CliRunner().invoke(cli, command, catch_exceptions=False).stdout)
+    pair = (recordings(1)[0][::2], 8000)
+    wanted = source.pipeline.generate(audio=[recordings(1)[0], pair], max_new_tokens=6, language="de")
+    assert found["texts"][0] == wanted.texts[0]
+    assert len(found["texts"]) == 2
+
+
+ERRORS: dict[str, tuple[dict[str, Any], str]] = {  # request, what the message says
+    "none": ({}, "audio is missing"),
+    "too long": ({"audio": np.zeros(SECONDS * RATE + 1, np.float32)}, r"audio is 2\.1 s long, at most 2 s"),
+    "an empty list": ({"audio": []}, "audio is an empty list"),
+    "unknown language": ({"audio": recordings(1), "language": "xx"}, "language is 'xx'"),
+    "no room": ({"audio": recordings(1), "max_new_tokens": 125}, "max_new_tokens is 125"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(sources: Callable[[bool], Source], name: str) -> None:
+    request, message = ERRORS[name]
+    with pytest.raises(RequestError, match=message):
+        sources(False).pipeline.generate(**request)

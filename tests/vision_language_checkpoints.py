@@ -1,0 +1,130 @@
+"""Tiny random checkpoints of models that read pictures and texts, or draw pictures, with one stack of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from corpus import MADE
+
+LIMIT = 300
+_CHAT = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+_TALK = (
+    "{% for message in messages %}<|{{ message['role'] | capitalize }}|>: {% for part in message['content'] %}"
+    "{{ part['text'] }}{% endfor %}\n\n{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
+)
+_WORDS = ["<|im_start|>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+
+
+def smolvlm(folder: Path) -> Path:
+    """Two heads of queries share one of keys; nine patches become one place."""
+    return _save(
+        folder, "SmolVLM", end=3.0, scale=3, patch=8, hidden_size=32, num_attention_heads=4, num_key_value_heads=2
+    )
+
+
+def idefics3(folder: Path) -> Path:
+    """All heads share the keys, which are wider than the states; llama3's rotary positions; four patches a place."""
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    return _save(
+        folder, "Idefics3", end=-2.0, scale=2, patch=12, hidden_size=24, num_attention_heads=3, num_key_value_heads=1,
+        head_dim=12, rope_parameters=rope,
+    )  # fmt: skip
+
+
+def _save(folder: Path, kind: str, scale: int, patch: int, end: float, **text: Any) -> Path:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer(folder)
+    last, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={
+            "model_type": "llama", "vocab_size": len(tokenizer), "intermediate_size": 48, "num_hidden_layers": 2,
+            "max_position_embeddings": LIMIT, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": last,
+            "pad_token_id": pad, "tie_word_embeddings": False, **text,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "image_size": 48, "patch_size": patch, "initializer_range": 0.3,
+        },
+        scale_factor=scale,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=last, pad_token_id=pad, bos_token_id=0)
+    with torch.no_grad():
+        model.lm_head.weight[last] *= end
+    processor = _processor(kind)
+    for each in (model, processor, tokenizer):
+        each.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(folder: Path) -> Any:
+    tokenizer = MADE["GPT-2"](folder.parent / "tokenizer")
+    tokenizer.add_special_tokens({"additional_special_tokens": _WORDS})
+    tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template = _WORDS[0], _WORDS[-1], _CHAT
+    tokenizer.padding_side, tokenizer.model_max_length = "left", LIMIT
+    return tokenizer
+
+
+def _processor(kind: str) -> Any:
+    import importlib
+
+    module = importlib.import_module(f"transformers.models.{kind.lower()}.image_processing_pil_{kind.lower()}")
+    return getattr(module, f"{kind}ImageProcessorPil")(
+        do_image_splitting=False, size={"longest_edge": 90}, max_image_size={"longest_edge": 48}
+    )
+
+
+def janus(folder: Path) -> Path:
+    """Draws pictures of 16 pixels in 8 x 8 codes; reads none here, though it could."""
+    import torch
+    import transformers
+    from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+    torch.manual_seed(0)
+    backend = MADE["BART"](folder.parent / "tokenizer").backend_tokenizer
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", pad_token="<pad>", eos_token="</s>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<begin_of_image>", "<image_placeholder>"]})
+    tokenizer.chat_template, tokenizer.padding_side = _TALK, "left"
+    config = transformers.JanusConfig(
+        text_config={
+            "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
+            "max_position_embeddings": LIMIT,
+        },
+        vision_config={
+            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32, "patch_size": 4,
+            "num_image_tokens": 64, "projection_dim": 32, "mlp_ratio": 1.0,
+        },
+        vq_config={
+            "embed_dim": 8, "num_embeddings": 96, "latent_channels": 16, "base_channels": 32, "num_res_blocks": 1,
+            "channel_multiplier": [1, 2], "projection_dim": 32, "image_token_embed_dim": 32, "initializer_range": 0.3,
+        },
+    )  # fmt: skip
+    model = transformers.JanusForConditionalGeneration(config)
+    begin = tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, guidance_scale=3.0, generation_kwargs={"boi_token_id": begin}
+    )
+    for each in (model, JanusImageProcessorPil(size={"height": 32, "width": 32}), tokenizer):
+        each.save_pretrained(folder)
+    return folder
+
+
+CHECKPOINTS = {"SmolVLM": smolvlm, "Idefics3": idefics3}
