@@ -36,19 +36,30 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """What was said in a recording from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Result:
     """The end of a request: for each of its results the outputs and what made it.
 
     `outputs` maps an output's name to its values; `provenance[i]` holds the bundle, request, engines and version that
     make result i again; `timings` are seconds: `total`, and within it each graph's time under `graphs`, and
     `first_token` where there are tokens, with their number as `tokens`. `stopped` says why each text ended: "end" (the
-    model ended it), "length" (of `max_new_tokens`) or "stop" (a stop string came).
+    model ended it), "length" (of `max_new_tokens`) or "stop" (a stop string came). `segments` are each recording's,
+    where there are timestamps.
     """
 
     outputs: Mapping[str, list[Any]]
     provenance: list[dict[str, Any]]
     timings: Mapping[str, Any]
     stopped: list[str] = field(default_factory=list)
+    segments: list[list[Segment]] = field(default_factory=list)
 
     @property
     def images(self) -> list[Image]:

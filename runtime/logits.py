@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from mmrt.runtime.arrays import Float32, Int64
 
 if TYPE_CHECKING:
+    from mmrt.runtime.manifest import Timestamps
     from mmrt.runtime.search import Rules
 
 LEAST = np.float32(-np.inf)
@@ -38,7 +39,12 @@ def process(scores: Float32, rules: Rules, histories: Sequence[Int64], new: int)
     suppressed = rules.suppressed
     if new == len(rules.forced):
         suppressed += rules.begin_suppressed
-    return forbid(scores, suppressed) if suppressed else scores
+    if suppressed:
+        scores = forbid(scores, suppressed)
+    if rules.timestamps is not None:
+        written = [tokens[len(tokens) - new :] for tokens in histories]
+        scores = timestamps(scores, rules.timestamps, rules.ends[0], written)
+    return scores
 
 
 def warp(scores: Float32, rules: Rules) -> Float32:
@@ -101,6 +107,32 @@ def force(scores: Float32, token: int) -> Float32:
     """
     scores = np.full_like(scores, LEAST)
     scores[:, token] = 0
+    return scores
+
+
+def timestamps(scores: Float32, times: Timestamps, end: int, written: Sequence[Int64]) -> Float32:
+    """Let times come in pairs around segments, rising, one first of all, and none but `end` after a text's last.
+
+    Where all times together are more likely than any other token, one comes. `written` are the new tokens of every row,
+    equally many; `end` is the token after which there are only special ones. Equal to
+    `WhisperTimeStampLogitsProcessor`.
+    """
+    scores, first = forbid(scores, (times.without,)), times.first
+    for row, tokens in zip(scores, written, strict=True):
+        closing = len(tokens) > 0 and tokens[-1] >= first
+        paired = len(tokens) < 2 or tokens[-2] >= first
+        if closing and paired:
+            row[first:] = LEAST
+        elif closing:
+            row[:end] = LEAST
+        if len(before := tokens[tokens >= first]):
+            row[first : before[-1] + (0 if closing and not paired else 1)] = LEAST
+    if not len(written[0]):
+        scores[:, :first] = LEAST
+        if times.initial is not None:
+            scores[:, first + times.initial + 1 :] = LEAST
+    probabilities = np.exp(log_softmax(scores))
+    scores[probabilities[:, first:].sum(axis=1) > probabilities[:, :first].max(axis=1), :first] = LEAST
     return scores
 
 

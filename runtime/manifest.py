@@ -96,14 +96,19 @@ class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
 
 
 class Audio(_Struct, frozen=True, tag="audio", tag_field="kind"):
-    """A recording as `array`, float32 (recordings, seconds * rate) in [-1, 1], one channel, with silence after it.
+    """A recording as `array`, float32 (recordings, samples) in [-1, 1], one channel, `rate` samples a second.
 
-    One row for each distinct recording; one of more than so many seconds is refused.
+    One row for each distinct recording, with zeros after it; `lengths` names an array int64 (recordings,) of how many
+    samples are its own, with the silence that fills it up to `window` seconds. One of more than `seconds` is refused,
+    and one that is longer than the window needs the choice `timestamps` to be "yes", which it then is by itself.
     """
 
     array: Name
+    lengths: Name
     rate: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000)]
-    seconds: Annotated[int, msgspec.Meta(ge=1, le=3600)]
+    window: Annotated[int, msgspec.Meta(ge=1, le=3600)]
+    seconds: Annotated[int, msgspec.Meta(ge=1, le=36000)]
+    timestamps: Name
     required: bool = False
 
 
@@ -272,6 +277,37 @@ Option = Literal[
 ]
 
 
+class Timestamps(_Struct, frozen=True):
+    """Tokens for times: the id `first` is where a window begins, each next one is `frames` and `seconds` later.
+
+    They come where the input `choice` is "yes": around each segment of the text, rising, the first of a window at most
+    `initial` steps from its beginning; `without`, which stands in prompts that do without them, never does.
+    """
+
+    choice: Name
+    first: TokenId
+    without: TokenId
+    frames: Positive
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=60)]
+    initial: Annotated[int, msgspec.Meta(ge=0, le=2**20)] | None = None
+
+
+class Windows(_Struct, frozen=True):
+    """A long array that is read in windows: with timestamps each from where the one before was understood to, until the
+    end; without them the first alone.
+
+    `source` is float32 (rows, features, frames), and `lengths`, int64 (rows,), how many frames are a row's own. Of it
+    the loop makes `window`, (rows, features, size), zeros after the end, and runs `graphs` on it before it goes on.
+    """
+
+    source: Name
+    lengths: Name
+    window: Name
+    size: Positive
+    graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
+    timestamps: Timestamps
+
+
 class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     """From the tokens of `prompt`, one token after the other, to `sequences`: int64 (batch, tokens), the new tokens,
     padded with `pad`.
@@ -287,7 +323,8 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
 
     A row ends with any of `ends`. `forced` are its first new tokens, `forced_end` its last if `max_new_tokens` is
     reached; `suppressed` never come, `begin_suppressed` not as the first that is chosen. `options` names the inputs
-    that set the options of `search.Rules`.
+    that set the options of `search.Rules`. With `windows` all this holds for each of them, and `sequences` are what was
+    understood of all.
     """
 
     graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
@@ -304,6 +341,7 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     suppressed: tuple[TokenId, ...] = ()
     begin_suppressed: tuple[TokenId, ...] = ()
     count: Positive | None = None
+    windows: Windows | None = None
 
 
 Stage = Once | Diffuse | Autoregress

@@ -36,6 +36,7 @@ from mmrt.runtime.manifest import (
     Text,
     TextOutput,
     Token,
+    Windows,
 )
 from mmrt.runtime.noise import GENERATORS
 from mmrt.version import __version__
@@ -169,7 +170,11 @@ class _Check:
                     what = "an image input needs `fit`, or an input of kind 'size'"
                     self._require(self.sized or value.fit is not None, where, what)
                 case Audio():
-                    self._make(value.array, _Shape("float32", (None, value.rate * value.seconds)), f"{where}.array")
+                    self._make(value.array, _Shape("float32", (None, None)), f"{where}.array")
+                    self._make(value.lengths, _Shape("int64", (None,)), f"{where}.lengths")
+                    self._switch(value.timestamps, f"{where}.timestamps")
+                    what = f"{value.seconds} s are less than the window of {value.window} s"
+                    self._require(value.window <= value.seconds, where, what)
                 case Int() | Float():
                     self._require(
                         value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
@@ -189,6 +194,10 @@ class _Check:
                         self._require(not strangers, f"{where}.generator", f"no generator is named {_names(strangers)}")
                 case Count() | Strings():
                     pass
+
+    def _switch(self, name: str, where: str) -> None:
+        self._refers(name, (Choice,), where)
+        self._require(set(self._choices(name)) == {"no", "yes"}, where, f"{name!r} is not a choice of 'no' and 'yes'")
 
     def _make(self, name: str, shape: _Shape, where: str) -> None:
         self._require(name not in self.made, where, f"{name!r} is made twice")
@@ -227,18 +236,35 @@ class _Check:
         elif isinstance(stage, Diffuse):
             self._diffuse(where, stage)
         else:
+            if stage.windows is not None:
+                self._windows(f"{where}.windows", stage.windows, stage)
             self._autoregress(where, stage)
         for name in stage.graphs:
-            graph = self.manifest.graphs[name]
-            missing = graph.inputs.keys() - self.made.keys()
-            self._require(not missing, f"{where}.graphs", f"nothing makes {_names(missing)} for graph {name!r}")
-            for key, array in graph.inputs.items():
-                self._fits(key, array, f"$.graphs.{name}.inputs.{key}", f"graph {name!r}")
-            self.made |= {key: _Shape.of(array) for key, array in graph.outputs.items()}
+            self._run(where, name)
         if isinstance(stage, Diffuse):
             self._prediction(where, stage)
         if isinstance(stage, Autoregress):
             self._logits(where, stage)
+
+    def _run(self, where: str, name: str) -> None:
+        graph = self.manifest.graphs[name]
+        missing = graph.inputs.keys() - self.made.keys()
+        self._require(not missing, f"{where}.graphs", f"nothing makes {_names(missing)} for graph {name!r}")
+        for key, array in graph.inputs.items():
+            self._fits(key, array, f"$.graphs.{name}.inputs.{key}", f"graph {name!r}")
+        self.made |= {key: _Shape.of(array) for key, array in graph.outputs.items()}
+
+    def _windows(self, where: str, windows: Windows, stage: Autoregress) -> None:
+        self._array(windows.lengths, _Shape("int64", (None,)), f"{where}.lengths")
+        self._array(windows.source, _Shape("float32", (None, None, None)), f"{where}.source")
+        features = self.made[windows.source].dims[1]
+        self._make(windows.window, _Shape("float32", (None, features, windows.size)), f"{where}.window")
+        self._switch(windows.timestamps.choice, f"{where}.timestamps.choice")
+        self._require(stage.guidance is None, where, "windows are read without guidance")
+        self._require(len(stage.ends) == 1, where, f"texts of windows have one end, not {len(stage.ends)}")
+        for name in windows.graphs:
+            self._require(name in self.manifest.graphs, f"{where}.graphs", f"no graph is named {name!r}")
+            self._run(where, name)
 
     def _diffuse(self, where: str, stage: Diffuse) -> None:
         latents = self._drawn(stage.latents, f"{where}.latents")
@@ -317,6 +343,8 @@ class _Check:
             self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
         named = (*_ids(stage.prompt), *stage.forced, *stage.ends, *stage.suppressed, *stage.begin_suppressed)
         ids = {*named, stage.pad, stage.forced_end if stage.forced_end is not None else 0}
+        if stage.windows is not None:
+            ids |= {stage.windows.timestamps.first, stage.windows.timestamps.without}
         choices = (self.manifest.inputs[token] for token in named if isinstance(token, str))
         ids |= {token for choice in choices if isinstance(choice, Choice) for token in choice.tokens.values()}
         assert isinstance(vocabulary, int)

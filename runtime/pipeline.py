@@ -106,9 +106,11 @@ class Pipeline:
         outputs = {name: self._finish(output, run) for name, output in self.manifest.outputs.items()}
         timings: dict[str, Any] = {"total": time.perf_counter() - run.started, "graphs": dict(run.seconds)}
         if run.first_token is not None:
-            timings |= {"first_token": run.first_token, "tokens": run.tokens}
+            tokens = sum(len(each.tokens) for each in run.completions)
+            timings |= {"first_token": run.first_token, "tokens": tokens}
         provenance = [self._provenance(request, index) for index in range(request.batch)]
-        yield Done(Result(outputs, provenance, timings, run.stopped))
+        stopped: list[str] = [each.stopped for each in run.completions]
+        yield Done(Result(outputs, provenance, timings, stopped, run.segments))
 
     def _start(self, request: Request) -> Run:
         return Run(request, self._detokenizers.get("sequences"))
@@ -128,8 +130,11 @@ class Pipeline:
                 run.put(spec.array, np.stack([values[name][index] for index in first]), rows)
             if isinstance(spec, manifest.Audio) and run.request.given(name):
                 rows = distinct(map(id, values[name]))
-                _, first = np.unique(rows, return_index=True)
-                run.put(spec.array, np.stack([values[name][index] for index in first]), rows)
+                recordings = [values[name][index] for index in np.unique(rows, return_index=True)[1]]
+                lengths = np.array([len(each) for each in recordings])
+                filled = [np.pad(each, (0, lengths.max() - len(each))) for each in recordings]
+                run.put(spec.array, np.stack(filled), rows)
+                run.put(spec.lengths, lengths, rows)
         loops = [stage for stage in self.manifest.program if not isinstance(stage, manifest.Once)]
         unconditional = any(guided(stage, run.request) for stage in loops)
         for name, text in self.manifest.text_inputs().items():

@@ -90,6 +90,9 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
     kinds = {type(spec): (spec, values[name]) for name, spec in manifest.inputs.items()}
     several = m.Text | m.Image | m.Audio
     lists = {name: values[name] for name, spec in manifest.inputs.items() if isinstance(spec, several)}
+    for name, spec in manifest.inputs.items():
+        if isinstance(spec, m.Audio) and values[name] is not None:
+            values[spec.timestamps] = _timestamps(name, spec, values[name], given.get(spec.timestamps), values)
     prompts = _common_length(lists)
     _, count = kinds.get(m.Count, (None, 1))
     batch = prompts * count
@@ -248,13 +251,22 @@ def _audio(name: str, spec: m.Audio, value: Any) -> list[Any] | None:
     sources = list(value) if files or isinstance(value, list) else [value]  # other tuples are a recording and its rate
     if not sources:
         raise RequestError(f"{name} is an empty list, wanted at least one recording")
-    found, room = [], spec.rate * spec.seconds
+    found = []
     for source in sources:
         samples = audio.open_recording(source, spec.rate)
-        if len(samples) > room:
+        if len(samples) > spec.rate * spec.seconds:
             raise RequestError(f"{name} is {audio.seconds(len(samples), spec.rate)} long, at most {spec.seconds} s")
-        found.append(audio.fill(samples, room))
+        found.append(audio.fill(samples, max(len(samples), spec.rate * spec.window)))
     return found
+
+
+def _timestamps(name: str, spec: m.Audio, recordings: list[Any], given: Any, values: Mapping[str, Any]) -> Any:
+    """The value of the choice: recordings of several windows need timestamps."""
+    if max(map(len, recordings)) <= spec.rate * spec.window:
+        return values[spec.timestamps]
+    if given == "no":
+        raise RequestError(f"{spec.timestamps} is 'no', wanted 'yes' where {name} is longer than {spec.window} s")
+    return "yes"
 
 
 def _strings(name: str, spec: m.Strings, value: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from mmrt.runtime.arrays import AnyArray, Float32, Int64
 from mmrt.runtime.errors import RequestError
 from mmrt.runtime.logits import draw, log_softmax, process, top, warp
+from mmrt.runtime.manifest import Timestamps
 
 Stopped: TypeAlias = Literal["end", "stop", "length"]
 Stops: TypeAlias = Callable[[int, Int64], bool]
@@ -42,6 +43,7 @@ class Rules:
     beams                 more than 1: beam search, which needs the temperature 0
     returned              results a prompt; of beams at most all
     length_penalty        a beam's score is its log probability / length ** length_penalty
+    timestamps            where times are written: how, see `logits.timestamps`
     early_stopping        beams end when: True, there are enough; False, no better one is likely; "never", possible
 
     Raises `RequestError` naming the field and its value.
@@ -66,6 +68,7 @@ class Rules:
     returned: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    timestamps: Timestamps | None = None
 
     def __post_init__(self) -> None:
         for field in ("max_new_tokens", "beams", "returned"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,20 @@ from mmrt.export import generation, transformers_reference
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import load_model, load_processor
 from mmrt.export.decoder import Seq2Seq, cross_attention, decoder_graph, names, new_names
+from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import target_tokenizer
 from mmrt.runtime import manifest as m
 from mmrt.runtime.arrays import Float32
 from mmrt.runtime.errors import ExportError
+from mmrt.runtime.receipt import Case
 
 CLASSES = ("WhisperForConditionalGeneration",)
 _TOKENIZER = "tokenizers/text.json"
+_TIMED = 24  # new tokens a window in the receipts
 _DETECTED = "detected"
+_STEP = 0.02  # seconds from timestamp to timestamp, of all Whisper models
+_LONGEST = 3600  # seconds of a recording: its features take some 1.5 GB on their way
 
 
 def claims(checkpoint: Checkpoint) -> bool:
@@ -38,40 +44,64 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     prompt, choices = _prompt(checkpoint, model.generation_config)
     limit = int(model.config.max_target_positions)
     decoder, layers = decoder_graph(Seq2Seq(model), model.config.d_model, masked=False)
-    audio = torch.zeros(2, extractor.n_samples)
-    cross, batch = names("cross_", layers), {0: "recordings"}
+    cross = names("cross_", layers)
     return Recipe(
         task="automatic-speech-recognition",
         family="whisper",
         name=checkpoint.name,
         inputs={
             "audio": m.Audio(
-                array="audio", rate=extractor.sampling_rate, seconds=extractor.chunk_length, required=True
+                array="audio",
+                lengths="lengths",
+                rate=extractor.sampling_rate,
+                window=extractor.chunk_length,
+                seconds=max(_LONGEST, extractor.chunk_length),
+                timestamps="timestamps",
+                required=True,
             ),
             **choices,
             **generation.inputs(model.generation_config, limit - len(prompt), len(prompt)),
         },
         outputs={"text": text},
         graphs={
+            "features": Graph(
+                LogMel(extractor),
+                {"audio": torch.zeros(2, extractor.n_samples), "lengths": torch.full((2,), extractor.n_samples)},
+                ("features", "frames"),
+                {
+                    "audio": {0: "recordings", 1: "samples"},
+                    "lengths": {0: "recordings"},
+                    "features": {0: "recordings", 2: "time"},
+                    "frames": {0: "recordings"},
+                },
+            ),
             "encoder": Graph(
-                Encoder(model, extractor), {"audio": audio}, cross, dict.fromkeys(("audio", *cross), batch)
+                Encoder(model),
+                {"window": torch.zeros(2, extractor.feature_size, extractor.nb_max_frames)},
+                cross,
+                {name: {0: "rows"} for name in ("window", *cross)},
             ),
             "decoder": decoder,
         },
         program=(
-            m.Once(graphs=("encoder",)),
+            m.Once(graphs=("features",)),
             m.Autoregress(
                 graphs=("decoder",),
                 caches=new_names(layers),
                 limit=limit,
                 prompt=prompt,
                 options=generation.options(),
+                windows=_windows(model, extractor),
                 **generation.fields(model.generation_config),
             ),
         ),
         reference=lambda: _reference(model, extractor, limit - len(prompt), choices),
         components=(".",),
         files={_TOKENIZER: content},
+        notes=(
+            f"Recordings of more than {extractor.chunk_length} s are read in windows, each from where the timestamps "
+            "of the one before end; `max_new_tokens` is of each. None is read again at a higher temperature.",
+        ),
     )
 
 
@@ -95,8 +125,10 @@ def _prompt(checkpoint: Checkpoint, config: Any) -> tuple[tuple[m.Token, ...], d
     if start is None or silence is None:
         missing = "decoder_start_token_id" if start is None else "no_timestamps_token_id"
         raise ExportError(f"{checkpoint.path}: {missing} is not in generation_config.json")
+    timed = "yes" if getattr(config, "return_timestamps", False) else "no"
+    timestamps = {"timestamps": m.Choice(default=timed, choices=("no", "yes"), tokens={"no": silence}, silent="yes")}
     if not getattr(config, "is_multilingual", hasattr(config, "lang_to_id")):
-        return (start, silence), {}
+        return (start, "timestamps"), timestamps
     for field in ("lang_to_id", "task_to_id"):
         if not getattr(config, field, None):
             raise ExportError(f"{checkpoint.path}: {field} is not in generation_config.json")
@@ -106,17 +138,40 @@ def _prompt(checkpoint: Checkpoint, config: Any) -> tuple[tuple[m.Token, ...], d
     for name, value, known in (("language", language, {_DETECTED, *languages}), ("task", task, config.task_to_id)):
         if value not in known:
             raise ExportError(f"{checkpoint.path}: generation_config.json: {name} is {value!r}, wanted one of {known}")
-    return (start, "language", "task", silence), {
+    return (start, "language", "task", "timestamps"), {
         "language": m.Choice(default=language, choices=(_DETECTED, *languages), tokens=languages, detected=_DETECTED),
         "task": m.Choice(default=task, choices=tuple(config.task_to_id), tokens=dict(config.task_to_id)),
+        **timestamps,
     }
 
 
-class LogMel(torch.nn.Module):  # type: ignore[misc]
-    """audio float32 (recordings, samples) in [-1, 1] -> log-mel features (recordings, bins, samples / hop).
+def _windows(model: Any, extractor: Any) -> m.Windows:
+    encoder, config = model.model.encoder, model.generation_config
+    stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
+    return m.Windows(
+        source="features",
+        lengths="frames",
+        window="window",
+        size=extractor.nb_max_frames,
+        graphs=("encoder",),
+        timestamps=m.Timestamps(
+            choice="timestamps",
+            first=config.no_timestamps_token_id + 1,
+            without=config.no_timestamps_token_id,
+            frames=stride,
+            seconds=_STEP,
+            initial=getattr(config, "max_initial_timestamp_index", None),
+        ),
+    )
 
-    As `WhisperFeatureExtractor`: powers of a short-time Fourier transform with a Hann window over the audio, which is
-    mirrored at its ends, are summed by mel filters; their logarithms go no further than 8 below the largest.
+
+class LogMel(torch.nn.Module):  # type: ignore[misc]
+    """audio float32 (recordings, samples) in [-1, 1], lengths int64 (recordings,), how many samples are a recording's
+    own -> log-mel features float32 (recordings, bins, samples / hop), frames int64 (recordings,).
+
+    As `WhisperFeatureExtractor`, of each recording alone: powers of a short-time Fourier transform with a Hann window
+    over the audio, which is mirrored at its ends, are summed by mel filters; their logarithms go no further than 8
+    below the largest. What is beyond a recording's own frames is 0.
     """
 
     basis: torch.Tensor
@@ -131,24 +186,29 @@ class LogMel(torch.nn.Module):  # type: ignore[misc]
         self.register_buffer("basis", waves[:, None].float())
         self.register_buffer("filters", torch.from_numpy(extractor.mel_filters.T.copy()).float())
 
-    def forward(self, audio: Any) -> Any:
-        mirrored = functional.pad(audio[:, None], (self.size // 2, self.size // 2), mode="reflect")
-        real, imaginary = functional.conv1d(mirrored, self.basis, stride=self.hop)[:, :, :-1].chunk(2, dim=1)
+    def forward(self, audio: Any, lengths: Any) -> Any:
+        place = torch.arange(-(self.size // 2), audio.shape[1] + self.size // 2)
+        last = lengths[:, None] - 1
+        mirrored = audio.gather(1, (last - (last - place.abs()).abs()).clamp(min=0))
+        waves = functional.conv1d(mirrored[:, None], self.basis, stride=self.hop)[:, :, :-1]
+        real, imaginary = waves.chunk(2, dim=1)
         logs = (self.filters @ (real**2 + imaginary**2)).clamp(min=1e-10).log10()
-        return (torch.maximum(logs, logs.amax(dim=(1, 2), keepdim=True) - 8) + 4) / 4
+        frames = lengths // self.hop
+        own = (torch.arange(logs.shape[2]) < frames[:, None])[:, None]
+        largest = logs.where(own, -torch.inf).amax(dim=(1, 2), keepdim=True)
+        return ((torch.maximum(logs, largest - 8) + 4) / 4).where(own, 0), frames
 
 
 class Encoder(torch.nn.Module):  # type: ignore[misc]
-    """audio float32 (recordings, samples) -> the decoder's keys and values of what the encoder hears in it."""
+    """window float32 (rows, bins, frames) -> the decoder's keys and values of what the encoder hears in it."""
 
-    def __init__(self, model: Any, extractor: Any) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.features = LogMel(extractor)
         self.model = model
         self.decoder = Seq2Seq(model)
 
-    def forward(self, audio: Any) -> Any:
-        states = self.model.model.encoder(self.features(audio)).last_hidden_state
+    def forward(self, window: Any) -> Any:
+        states = self.model.model.encoder(window).last_hidden_state
         return cross_attention(self.decoder, states)
 
 
@@ -162,17 +222,34 @@ def test_recordings(rate: int, seconds: float) -> Float32:
 
 
 def _reference(model: Any, extractor: Any, room: int, choices: dict[str, m.Choice]) -> Golden:
+    """transformers' answers without timestamps, and with them."""
     rate = extractor.sampling_rate
     recordings = test_recordings(rate, min(6.5, extractor.chunk_length))
     features = extractor(list(recordings), sampling_rate=rate, return_tensors="pt")["input_features"]
     padded = np.pad(recordings, ((0, 0), (0, extractor.n_samples - recordings.shape[1])))
-    return transformers_reference.reference(
+    request = {name: spec.default for name, spec in choices.items()} | {"timestamps": "no"}
+    options = {name: value for name, value in request.items() if name == "task"}
+    golden = transformers_reference.reference(
         model,
         {"input_features": features},
-        {"audio": padded},
-        request={name: spec.default for name, spec in choices.items()},
+        {"window": features.numpy()},
+        request=request,
         given={"audio": recordings},
         room=room,
         force_unique_generate_call=True,
-        **{name: spec.default for name, spec in choices.items() if name == "task"},
+        return_timestamps=False,
+        **options,
     )
+    new = min(_TIMED, room)
+    with quiet(), torch.no_grad():
+        found = model.generate(features, return_timestamps=True, do_sample=False, max_new_tokens=new, **options)
+    arrays = {
+        "graph/features/0/in/audio": padded,
+        "graph/features/0/in/lengths": np.full(len(padded), extractor.n_samples),
+        "graph/features/0/out/features": features.numpy(),
+        "run/timestamps/in/audio": recordings,
+        "run/timestamps/out/sequences": found.numpy(),
+    }
+    timed = {**request, "timestamps": "yes", "beams": 1, "temperature": 0.0, "max_new_tokens": new}
+    cases = (*golden.cases, Case(name="timestamps", request=timed))
+    return replace(golden, arrays={**golden.arrays, **arrays}, cases=cases)

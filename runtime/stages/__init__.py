@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from mmrt.runtime.arrays import AnyArray, Float32, Int64
 from mmrt.runtime.devices import cpu
 from mmrt.runtime.errors import BundleError
+from mmrt.runtime.events import Segment
 from mmrt.runtime.manifest import Autoregress, Diffuse, Shape
-from mmrt.runtime.noise import GENERATORS
+from mmrt.runtime.noise import GENERATORS, Noise
 from mmrt.runtime.request import Request, dimensions
+from mmrt.runtime.search import Completion
 from mmrt.runtime.tokenizer import Detokenizer
 
 
@@ -24,7 +26,7 @@ class Run:
 
     An array made from an input has one row for each distinct text or picture, and what graphs make of several arrays
     one for each distinct combination. `rows[array]` says which of its rows each result takes; where a stage is guided,
-    which each unconditional row takes comes before. `stopped` says why each text ended: "end", "length" or "stop".
+    which each unconditional row takes comes before. `completions` are the texts' tokens, `segments` their times.
     """
 
     request: Request
@@ -32,14 +34,27 @@ class Run:
     arrays: dict[str, AnyArray] = field(default_factory=dict)
     rows: dict[str, Int64] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    stopped: list[str] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    segments: list[list[Segment]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     first_token: float | None = None  # seconds until it was chosen
-    tokens: int = 0  # that were chosen for all results
+    noise: list[Noise] = field(default_factory=list)  # of each result, from its seed
 
     def __post_init__(self) -> None:
-        generator = GENERATORS[self.request.noise]
-        self._noise = [generator(seed) for seed in self.request.seeds]
+        self.noise = self.noise or [GENERATORS[self.request.noise](seed) for seed in self.request.seeds]
+
+    def part(self, results: Sequence[int]) -> Run:
+        """Some of the results as a run of their own: each for itself, with what was named, drawn and timed so far."""
+        seeds = tuple(self.request.seeds[index] for index in results)
+        return Run(
+            replace(self.request, batch=len(results), count=1, seeds=seeds),
+            self.detokenizer,
+            dict(self.arrays),
+            {name: rows[-self.request.batch :][results] for name, rows in self.rows.items()},
+            self.seconds,
+            started=self.started,
+            noise=[self.noise[index] for index in results],
+        )
 
     def put(self, name: str, array: AnyArray, rows: Int64) -> None:
         """Name an array. Raises `BundleError` where it has not the rows that results take."""
@@ -74,11 +89,11 @@ class Run:
 
     def draw(self, shape: Sequence[int]) -> Float32:
         """Normal noise (batch, *shape), each result's from its own seed."""
-        return np.stack([noise.normal(tuple(shape)) for noise in self._noise])
+        return np.stack([noise.normal(tuple(shape)) for noise in self.noise])
 
     def uniforms(self) -> list[Callable[[], float]]:
         """For each result, a function that draws from [0, 1)."""
-        return [noise.uniform for noise in self._noise]
+        return [noise.uniform for noise in self.noise]
 
     def shape(self, shape: Shape) -> tuple[int, ...]:
         """A manifest's shape for this request, less its first dimension, the batch."""

@@ -15,28 +15,43 @@ from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Token
 from mmrt.runtime.request import Request
 from mmrt.runtime.search import Rules, search
-from mmrt.runtime.stages import Run, guided
+from mmrt.runtime.stages import Run, distinct, guided
+from mmrt.runtime.stages.once import once
+from mmrt.runtime.transcript import Transcript
 
 _SMALLEST = 32  # places in the first buffers
 _EARLY_STOPPING: Mapping[str, bool | str] = {"no": False, "yes": True, "never": "never"}
 
 
 def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run) -> Iterator[Event]:
-    """Yield a `Token` for every new token of every result, or for each word of them at the end with beams.
+    """Yield a `Token` for every new token of every result as soon as it is certain, with beams at the end.
 
-    Leaves int64 `sequences` (batch, longest) in the request's arrays, and why each ended in `run.stopped`.
+    Leaves int64 `sequences` (batch, longest) in the request's arrays, `run.completions` and `run.segments`.
     """
+    words = [run.detokenizer.stream() if run.detokenizer else None for _ in range(run.request.batch)]
+    for index, token in (_write if stage.windows is None else _read)(stage, engines, run):
+        word = words[index]
+        yield Token(index, token, word.push(token) if word else "")
+    for index, word in enumerate(words):
+        if word and (rest := word.finish()):
+            yield Token(index, None, rest)
+    sequences = _padded([each.tokens for each in run.completions], stage.pad)
+    run.put("sequences", sequences, np.arange(run.request.batch))
+
+
+def _write(
+    stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run, prompts: Sequence[Int64] = ()
+) -> Iterator[tuple[int, int]]:
+    """Yield every new token with its result's number; leaves `run.completions`."""
     request = run.request
     copies = 2 if guided(stage, request) else 1
-    prompts = _prompts(stage, engines, run, copies)
+    prompts = prompts or _prompts(stage, engines, run, copies)
     conditional = prompts[-request.batch // request.count :]  # unconditional ones come first
     rule = rules(stage, request, stage.limit - max(map(len, prompts)))
     if copies == 2 and rule.beams > 1:
         raise RequestError(f"{stage.options['beams']} is {rule.beams}, wanted 1 with guidance")
     found = search(rule, conditional, run.uniforms(), _stops(stage, run))
     loop = _Loop(stage, engines, run, prompts, copies, each=len(found.tokens) // len(conditional))
-    words = [run.detokenizer.stream() if run.detokenizer else None for _ in range(request.batch)]
-    streamed = rule.beams == 1
     told = [0] * request.batch
     newest = loop.prefill()
     while not found.done:
@@ -45,20 +60,53 @@ def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run:
         run.first_token = run.first_token or time.perf_counter() - run.started
         if order is not None:
             loop.take(order)
-        for index, tokens in enumerate(found.new_tokens()) if streamed else ():
+        for index, tokens in enumerate(found.new_tokens()) if rule.beams == 1 else ():
             if len(tokens) > told[index]:
-                word = words[index]
                 told[index] = len(tokens)
-                yield Token(index, int(tokens[-1]), word.push(int(tokens[-1])) if word else "")
-    results = found.results()
-    for index, (result, word) in enumerate(zip(results, words, strict=True)):
-        for token in result.tokens[told[index] :]:
-            yield Token(index, int(token), word.push(int(token)) if word else "")
-        if word and (rest := word.finish()):
-            yield Token(index, None, rest)
-    run.tokens = sum(len(result.tokens) for result in results)
-    run.stopped = [result.stopped for result in results]
-    run.put("sequences", _padded([result.tokens for result in results], stage.pad), np.arange(request.batch))
+                yield index, int(tokens[-1])
+    run.completions = found.results()
+    for index, result in enumerate(run.completions):
+        yield from ((index, int(token)) for token in result.tokens[told[index] :])
+
+
+def _read(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run) -> Iterator[tuple[int, int]]:
+    """As `_write`, window by window; each result goes through its recording by itself. Leaves `run.segments` too."""
+    windows, request = stage.windows, run.request
+    assert windows is not None
+    lengths = run.arrays[windows.lengths][run.rows[windows.lengths]]
+    if request.values[windows.timestamps.choice] != "yes":
+        _open_window(windows, engines, run, [0] * request.batch)
+        yield from _write(stage, engines, run)
+        return
+    if request.count > 1 and beams(stage, request) > 1:
+        raise RequestError(f"{request.count} results of a recording with timestamps: wanted 1 where there are beams")
+    transcripts = [Transcript(windows.timestamps, int(length), windows.size) for length in lengths]
+    prompts: Sequence[Int64] = ()
+    while active := [index for index, each in enumerate(transcripts) if not each.done]:
+        part = run.part(active)
+        _open_window(windows, engines, part, [transcripts[index].place for index in active])
+        prompts = prompts or _prompts(stage, engines, part, copies=1)
+        for row, token in _write(stage, engines, part, [prompts[index] for index in active]):
+            yield from ((active[row], each) for each in transcripts[active[row]].push(token))
+        run.first_token = run.first_token or part.first_token
+        for index, completion in zip(active, part.completions, strict=True):
+            yield from ((index, each) for each in transcripts[index].end(completion))
+    run.completions = [each.completion() for each in transcripts]
+    if run.detokenizer is not None:
+        run.segments = [each.segments(run.detokenizer.text) for each in transcripts]
+
+
+def _open_window(windows: manifest.Windows, engines: Mapping[str, Engine], run: Run, places: Sequence[int]) -> None:
+    """Run the windows' graphs on what each result hears from its place on."""
+    source, rows = run.arrays[windows.source], run.rows[windows.source]
+    cuts = list(zip(rows.tolist(), places, strict=True))
+    window = np.zeros((len({*cuts}), source.shape[1], windows.size), source.dtype)
+    for cut, (row, place) in zip(window, dict.fromkeys(cuts), strict=True):
+        heard = source[row, :, place : place + windows.size]
+        cut[:, : heard.shape[1]] = heard
+    run.put(windows.window, window, distinct(cuts))
+    for _ in once(manifest.Once(graphs=windows.graphs), engines, run):
+        pass
 
 
 def rules(stage: manifest.Autoregress, request: Request, room: int) -> Rules:
@@ -69,6 +117,7 @@ def rules(stage: manifest.Autoregress, request: Request, room: int) -> Rules:
     if (wanted := given.setdefault("max_new_tokens", stage.count or room)) > room:
         name = stage.options.get("max_new_tokens", "the number of new tokens")
         raise RequestError(f"{name} is {wanted}, the model has room for {room}")
+    times = stage.windows.timestamps if stage.windows else None
     if 1 < beams(stage, request) < request.count:
         raise RequestError(
             f"{request.count} results a prompt of {given['beams']} beams: give at least as many beams as results"
@@ -81,6 +130,7 @@ def rules(stage: manifest.Autoregress, request: Request, room: int) -> Rules:
         suppressed=stage.suppressed,
         begin_suppressed=stage.begin_suppressed,
         returned=request.count,
+        timestamps=times if times and request.values[times.choice] == "yes" else None,
         **given,
     )
 

@@ -64,6 +64,18 @@ class Source:
         start = 1 + (2 if options else 0) + 1
         return [_ended(row[start:]) for row in found.sequences.tolist()]
 
+    def timed(self, audio: Any, **options: Any) -> Any:
+        """Sequences and segments of one recording of any length."""
+        long = len(audio) > SECONDS * RATE
+        how = {"truncation": False, "padding": "longest"} if long else {}
+        with quiet(), torch.no_grad():
+            features = self.processor.feature_extractor(audio, sampling_rate=RATE, return_tensors="pt", **how)
+            if self.model.generation_config.is_multilingual:
+                options["task"] = "transcribe"
+            return self.model.generate(
+                features["input_features"], do_sample=False, return_timestamps=True, return_segments=True, **options
+            )
+
     def ours(self, audio: list[Any], **options: Any) -> list[tuple[int, ...]]:
         """What the bundle gives; its text is what transformers makes of these tokens."""
         tokens: dict[int, list[int]] = {}
@@ -156,8 +168,101 @@ def test_log_mel_features() -> None:
         audio = [rng.normal(0, 0.1, 160000), recordings()[0], np.zeros(1600), recordings()[2]]
         wanted = extractor([each.astype(np.float32) for each in audio], sampling_rate=RATE, return_tensors="np")
         filled = np.stack([np.pad(each, (0, 480000 - len(each))) for each in audio]).astype(np.float32)
-        found = LogMel(extractor)(torch.from_numpy(filled)).numpy()
+        found, frames = LogMel(extractor)(torch.from_numpy(filled), torch.full((4,), 480000))
         np.testing.assert_allclose(found, wanted["input_features"], rtol=0, atol=1e-4)
+        assert frames.tolist() == [3000] * 4
+
+
+def test_log_mel_features_of_any_length() -> None:
+    """Each recording's in a batch are those that it has alone, and 0 after its end."""
+    extractor = transformers.WhisperFeatureExtractor()
+    lengths = np.array([500000, 640123, 560159])
+    audio = [
+        np.random.default_rng(seed).normal(0, 0.1, length).astype(np.float32) for seed, length in enumerate(lengths)
+    ]
+    filled = np.stack([np.pad(each, (0, lengths.max() - len(each))) for each in audio])
+    found, frames = LogMel(extractor)(torch.from_numpy(filled), torch.from_numpy(lengths))
+    for each, features, count in zip(audio, found.numpy(), frames.tolist(), strict=True):
+        wanted = extractor(each, sampling_rate=RATE, truncation=False, return_tensors="np")["input_features"][0]
+        assert wanted.shape[1] == count
+        np.testing.assert_allclose(features[:, :count], wanted, rtol=0, atol=1e-4)
+        assert not features[:, count:].any()
+
+
+# ---------------------------------------------------------------- timestamps, and recordings of many windows
+
+
+def long_recordings() -> list[Any]:
+    """Of 1 to 5 windows: what `recordings` has, one after the other, as of one speaker who goes on."""
+    short = recordings()
+    return [
+        np.concatenate([short[3], short[0], short[1]]),
+        short[0],
+        np.concatenate([short[1], short[3], short[3][::-1], short[2], short[0], short[3]]),
+        np.concatenate([short[3], short[3][:100]]),
+    ]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("english", [False, True])
+def test_timestamps(sources: Callable[[bool], Source], english: bool, beams: int) -> None:
+    """Windows, segments and their times are transformers', of short recordings and long ones, in one batch."""
+    source = sources(english)
+    every, windows = set(), 0
+    for length in LENGTHS:
+        audio = [*long_recordings(), *recordings(2)]
+        given = {"audio": audio, "timestamps": "yes", "beams": beams, "max_new_tokens": length}
+        result, sequences = source.pipeline.generate(**given), source.pipeline.arrays(**given)["sequences"]
+        sequences = source.pipeline.arrays(audio=audio, timestamps="yes", beams=beams, max_new_tokens=length)[
+            "sequences"
+        ]
+        for index, each in enumerate(audio):
+            wanted = source.timed(each, num_beams=beams, max_new_tokens=length)
+            tokens = wanted["sequences"][0].tolist()
+            assert sequences[index, : len(tokens)].tolist() == tokens, (index, length)
+            assert not sequences[index, len(tokens) :].any()
+            segments = [(segment["start"].item(), segment["end"].item()) for segment in wanted["segments"][0]]
+            found = [(segment.start, segment.end) for segment in result.segments[index]]
+            np.testing.assert_allclose(np.array(found), np.array(segments), atol=1e-6)
+            texts = source.processor.tokenizer.batch_decode([each["tokens"] for each in wanted["segments"][0]])
+            for segment, text in zip(result.segments[index], texts, strict=True):
+                assert segment.text == text or "\ufffd" in text  # within a character transformers makes two signs of it
+            every |= {*tokens}
+            windows = max(windows, len({segment["result"].data_ptr() for segment in wanted["segments"][0]}))
+    assert len(every) > 20
+    assert windows > 3
+
+
+def test_long_recordings_have_timestamps_by_themselves(sources: Callable[[bool], Source]) -> None:
+    source, audio = sources(False), long_recordings()
+    result = source.pipeline.generate(audio=audio, max_new_tokens=30)
+    assert result.provenance[1]["request"]["timestamps"] == "yes"
+    alone = source.pipeline.generate(audio=audio[2:3], max_new_tokens=30)
+    assert alone.texts == result.texts[2:3]
+    assert alone.segments == result.segments[2:3]
+    assert not source.pipeline.generate(audio=recordings(1), max_new_tokens=30).segments
+
+
+def test_texts_of_many_windows_stream(sources: Callable[[bool], Source]) -> None:
+    """What was said of a segment stays, though a window's last words are heard again."""
+    source, texts, sequences = sources(False), ["", ""], [[], []]
+    for event in source.pipeline.stream(audio=long_recordings()[::2], max_new_tokens=60):
+        if isinstance(event, Token):
+            texts[event.index] += event.text
+            sequences[event.index] += [event.id] if event.id is not None else []
+    assert isinstance(event, Done)
+    assert texts == event.result.texts
+    found = source.pipeline.arrays(audio=long_recordings()[::2], max_new_tokens=60)["sequences"]
+    assert [row[: len(each)].tolist() for row, each in zip(found, sequences, strict=True)] == sequences
+
+
+def test_drawn_texts_of_many_windows(sources: Callable[[bool], Source]) -> None:
+    """Each of several results of a recording goes its own way through it, and is the seed's."""
+    source, given = sources(False), {"temperature": 1.0, "max_new_tokens": 30}
+    several = source.pipeline.generate(audio=long_recordings()[:1], num_texts=3, seed=5, **given)
+    assert len({*several.texts}) > 1
+    alone = source.pipeline.generate(audio=long_recordings()[:1], seed=7, **given)
+    assert alone.segments[0] == several.segments[2]
 
 
 def test_files_on_the_command_line(sources: Callable[[bool], Source], tmp_path: Path) -> None:
@@ -177,7 +282,15 @@ def test_files_on_the_command_line(sources: Callable[[bool], Source], tmp_path: 
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {  # request, what the message says
     "none": ({}, "audio is missing"),
-    "too long": ({"audio": np.zeros(SECONDS * RATE + 1, np.float32)}, r"audio is 2\.1 s long, at most 2 s"),
+    "too long": ({"audio": (np.zeros(3601 * 1000, np.float32), 1000)}, r"audio is 3601 s long, at most 3600 s"),
+    "long, without timestamps": (
+        {"audio": np.zeros(SECONDS * RATE + 1, np.float32), "timestamps": "no"},
+        "timestamps is 'no', wanted 'yes' where audio is longer than 2 s",
+    ),
+    "beams with timestamps": (
+        {"audio": recordings(1), "timestamps": "yes", "beams": 2, "num_texts": 2},
+        "2 results of a recording with timestamps",
+    ),
     "an empty list": ({"audio": []}, "audio is an empty list"),
     "unknown language": ({"audio": recordings(1), "language": "xx"}, "language is 'xx'"),
     "no room": ({"audio": recordings(1), "max_new_tokens": 125}, "max_new_tokens is 125"),
