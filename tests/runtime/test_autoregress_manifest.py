@@ -188,10 +188,93 @@ def test_is_legal() -> None:
     assert manifest_file.decode(manifest_file.encode(manifest)) == manifest
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_is_refused(name: str) -> None:
-    damage, says = DAMAGES[name]
+def _with_windows() -> dict[str, Any]:
+    """A model that listens, in windows."""
     manifest = copy.deepcopy(MANIFEST)
+    del manifest["inputs"]["text"]
+    del manifest["files"]["source.json"]
+    manifest["inputs"] |= {
+        "audio": {
+            "kind": "audio", "array": "features", "lengths": "frames", "rate": 16000, "window": 30, "seconds": 60,
+            "timestamps": "timestamps",
+        },
+        "timestamps": {
+            "kind": "choice", "default": "no", "choices": ["no", "yes"], "tokens": {"no": 7}, "silent": "yes"
+        },
+    }  # fmt: skip
+    manifest["graphs"] |= {
+        "features": manifest["graphs"]["encoder"]
+        | {
+            "inputs": {
+                "features": {"dtype": "float32", "shape": ["recordings", "samples"]},
+                "frames": {"dtype": "int64", "shape": ["recordings"]},
+            },
+            "outputs": {
+                "mel": {"dtype": "float32", "shape": ["recordings", 80, "time"]},
+                "times": {"dtype": "int64", "shape": ["recordings"]},
+            },
+        },
+    }
+    manifest["graphs"]["encoder"]["inputs"] = {"window": {"dtype": "float32", "shape": ["rows", 80, 3000]}}
+    manifest["program"][0]["graphs"] = ["features"]
+    times = {"choice": "timestamps", "first": 8, "without": 7, "frames": 2, "seconds": 0.02}
+    _stage(manifest).update(
+        prompt=[1, "timestamps"],
+        windows={
+            "source": "mel", "lengths": "times", "window": "window", "size": 3000, "graphs": ["encoder"],
+            "timestamps": times,
+        },
+    )  # fmt: skip
+    return manifest
+
+
+def _windows(manifest: dict[str, Any]) -> dict[str, Any]:
+    windows: dict[str, Any] = _stage(manifest)["windows"]
+    return windows
+
+
+WINDOWS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a source that nothing makes": (lambda m: _windows(m).update(source="sound"), "nothing makes 'sound'"),
+    "a source that is no features": (lambda m: _windows(m).update(source="features"), "is made as float32(?, ?)"),
+    "lengths of another kind": (lambda m: _windows(m).update(lengths="mel"), "'mel' is made as float32"),
+    "a window of another size": (lambda m: _windows(m).update(size=1500), "made as float32(?, 80, 1500)"),
+    "a window that is made twice": (lambda m: _windows(m).update(window="mel"), "'mel' is made twice"),
+    "a graph that there is not": (lambda m: _windows(m).update(graphs=["ear"]), "no graph is named 'ear'"),
+    "no graph": (lambda m: _windows(m).update(graphs=[]), "length >= 1"),
+    "times out of the vocabulary": (lambda m: _windows(m)["timestamps"].update(first=40), "tokens [40]"),
+    "times without a choice": (lambda m: _windows(m)["timestamps"].update(choice="language"), "of 'no' and 'yes'"),
+    "steps of no time": (lambda m: _windows(m)["timestamps"].update(seconds=0), "> 0"),
+    "several ends": (lambda m: _stage(m).update(ends=[2, 3]), "one end, not 2"),
+    "guidance": (
+        lambda m: _stage(m).update(guidance={"kind": "classifier-free", "scale": "temperature"}),
+        "windows are read without guidance",
+    ),
+    "less than a window": (lambda m: m["inputs"]["audio"].update(seconds=20), "less than the window of 30 s"),
+    "a choice of other names": (
+        lambda m: m["inputs"]["timestamps"].update(choices=["no", "yes", "some"]),
+        "not a choice of 'no' and 'yes'",
+    ),
+    "a silent name where a token must be": (lambda m: _stage(m).update(forced=["timestamps"]), "names without a token"),
+    "a prompt that can be empty": (lambda m: _stage(m).update(prompt=["timestamps"]), "come to have no tokens"),
+    "a language that is detected first": (
+        lambda m: (
+            m["inputs"]["language"].update(choices=["en", "zh", "?"], detected="?"),
+            _stage(m).update(prompt=["language", 1], forced=[]),
+        ),
+        "what is detected needs a token before it",
+    ),
+}
+
+
+def test_windows_are_legal() -> None:
+    manifest = manifest_file.decode(json.dumps(_with_windows()).encode())
+    assert manifest_file.decode(manifest_file.encode(manifest)) == manifest
+
+
+@pytest.mark.parametrize("name", [*DAMAGES, *WINDOWS])
+def test_is_refused(name: str) -> None:
+    damage, says = (DAMAGES | WINDOWS)[name]
+    manifest = _with_windows() if name in WINDOWS else copy.deepcopy(MANIFEST)
     damage(manifest)
     with pytest.raises(BundleError) as caught:
         manifest_file.decode(json.dumps(manifest).encode())
