@@ -98,6 +98,8 @@ def _program(manifest: m.Manifest) -> list[str]:
                 kind, more = "diffuse", f"  {stage.schedule.prediction}, samplers: {', '.join(stage.samplers)}"
             case m.Autoregress():
                 kind, more = "autoregress", f"  up to {stage.limit} tokens, {len(stage.caches)} caches"
+                if stage.windows is not None:
+                    more += f", of each window of {stage.windows.source} by {', '.join(stage.windows.graphs)}"
         lines.append(f"{number}. {kind:8} {', '.join(stage.graphs)}{more}")
     return lines
 
@@ -113,6 +115,7 @@ def flowchart(manifest: m.Manifest) -> list[str]:
             lines.append(f"  {name}([{name}])")
             masks = [each.mask for each in spec.tokenize.values() if each.mask] if isinstance(spec, m.Text) else []
             arrays = [*spec.tokenize, *masks] if isinstance(spec, m.Text) else [spec.array]
+            arrays += [spec.lengths] if isinstance(spec, m.Audio) else []
             makers |= dict.fromkeys(arrays, name)
             if isinstance(spec, m.Text) and spec.negative:
                 makers |= {f"{spec.negative}/{array}": spec.negative for array in spec.tokenize}
@@ -125,7 +128,11 @@ def flowchart(manifest: m.Manifest) -> list[str]:
         if isinstance(stage, m.Autoregress):
             lines.append(f'  loop{number}{{{{"one token after the other"}}}}')
             makers |= dict.fromkeys(("tokens", "positions", "sequences", *stage.caches), f"loop{number}")
-        for graph in stage.graphs:
+        windows = stage.windows if isinstance(stage, m.Autoregress) else None
+        if windows is not None:
+            lines.append(f"  {makers[windows.source]} -- {windows.source} --> loop{number}")
+            makers[windows.window] = f"loop{number}"
+        for graph in (*(windows.graphs if windows else ()), *stage.graphs):
             lines.append(f"  {graph}[{graph}]")
             arrows: dict[str, list[str]] = {}
             for array in manifest.graphs[graph].inputs:

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from checkpoints import export_bundle  # noqa: E402
-from whisper_checkpoints import LANGUAGES, RATE, SECONDS, save_whisper  # noqa: E402
+from whisper_checkpoints import KINDS, LANGUAGES, RATE, SECONDS, save_whisper  # noqa: E402
 
 import mmrt  # noqa: E402
 from mmrt.cli.main import cli  # noqa: E402
@@ -96,24 +96,24 @@ def _ended(row: list[int]) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Source]:
-    """Of many languages, or of English alone: made when first asked for."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
+    """Made when first asked for."""
 
     @cache
-    def made(english: bool) -> Source:
+    def made(kind: str) -> Source:
         folder = tmp_path_factory.mktemp("whisper")
         with quiet():
-            checkpoint = save_whisper(folder / "checkpoint", english)
+            checkpoint = save_whisper(folder / "checkpoint", kind)
         return Source(checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
 
     return made
 
 
-@pytest.mark.parametrize("english", [False, True])
-def test_greedy_and_beams(sources: Callable[[bool], Source], english: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_and_beams(sources: Callable[[str], Source], kind: str) -> None:
     """The language is detected, each recording's by itself. Some texts end early, and they differ."""
-    source, every, early = sources(english), set(), 0
-    options = {} if english else {"task": "transcribe"}
+    source, every, early = sources(kind), set(), 0
+    options = {} if kind == "English" else {"task": "transcribe"}
     for beams in (1, 4):
         for count in (1, 4):
             for length in LENGTHS:
@@ -128,17 +128,17 @@ def test_greedy_and_beams(sources: Callable[[bool], Source], english: bool) -> N
 
 @pytest.mark.parametrize("task", ["transcribe", "translate"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_languages_and_tasks(sources: Callable[[bool], Source], language: str, task: str) -> None:
-    source = sources(False)
+def test_languages_and_tasks(sources: Callable[[str], Source], language: str, task: str) -> None:
+    source = sources("several languages")
     for beams in (1, 3):
         options = {"language": language, "task": task, "max_new_tokens": 20}
         found = source.ours(recordings(), beams=beams, **options)
         assert found == source.theirs(recordings(), num_beams=beams, **options)
 
 
-def test_detected_languages_are_transformers(sources: Callable[[bool], Source]) -> None:
+def test_detected_languages_are_transformers(sources: Callable[[str], Source]) -> None:
     """Each recording with the language that transformers detects in it gives what detection gives."""
-    source, audio = sources(False), recordings()
+    source, audio = sources("several languages"), recordings()
     with quiet(), torch.no_grad():
         features = source.processor.feature_extractor(audio, sampling_rate=RATE, return_tensors="pt")
         ids = source.model.detect_language(features["input_features"]).tolist()
@@ -147,14 +147,14 @@ def test_detected_languages_are_transformers(sources: Callable[[bool], Source]) 
     assert alone == source.ours(audio, max_new_tokens=30)
 
 
-def test_a_recording_twice_in_a_batch(sources: Callable[[bool], Source]) -> None:
-    source = sources(False)
+def test_a_recording_twice_in_a_batch(sources: Callable[[str], Source]) -> None:
+    source = sources("several languages")
     (alone,) = source.ours(recordings(1), max_new_tokens=20)
     assert source.ours([*recordings(2), *recordings(1)], max_new_tokens=20)[2] == alone
 
 
-def test_provenance_has_the_recordings_sha256(sources: Callable[[bool], Source]) -> None:
-    result = sources(False).pipeline.generate(audio=recordings(2), max_new_tokens=3)
+def test_provenance_has_the_recordings_sha256(sources: Callable[[str], Source]) -> None:
+    result = sources("several languages").pipeline.generate(audio=recordings(2), max_new_tokens=3)
     first, second = (each["request"]["audio"] for each in result.provenance)
     assert first.startswith("sha256:")
     assert first != second
@@ -204,10 +204,10 @@ def long_recordings() -> list[Any]:
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("english", [False, True])
-def test_timestamps(sources: Callable[[bool], Source], english: bool, beams: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_timestamps(sources: Callable[[str], Source], kind: str, beams: int) -> None:
     """Windows, segments and their times are transformers', of short recordings and long ones, in one batch."""
-    source = sources(english)
+    source = sources(kind)
     every, windows = set(), 0
     for length in LENGTHS:
         audio = [*long_recordings(), *recordings(2)]
@@ -233,8 +233,8 @@ def test_timestamps(sources: Callable[[bool], Source], english: bool, beams: int
     assert windows > 3
 
 
-def test_long_recordings_have_timestamps_by_themselves(sources: Callable[[bool], Source]) -> None:
-    source, audio = sources(False), long_recordings()
+def test_long_recordings_have_timestamps_by_themselves(sources: Callable[[str], Source]) -> None:
+    source, audio = sources("several languages"), long_recordings()
     result = source.pipeline.generate(audio=audio, max_new_tokens=30)
     assert result.provenance[1]["request"]["timestamps"] == "yes"
     alone = source.pipeline.generate(audio=audio[2:3], max_new_tokens=30)
@@ -243,9 +243,9 @@ def test_long_recordings_have_timestamps_by_themselves(sources: Callable[[bool],
     assert not source.pipeline.generate(audio=recordings(1), max_new_tokens=30).segments
 
 
-def test_texts_of_many_windows_stream(sources: Callable[[bool], Source]) -> None:
+def test_texts_of_many_windows_stream(sources: Callable[[str], Source]) -> None:
     """What was said of a segment stays, though a window's last words are heard again."""
-    source, texts, sequences = sources(False), ["", ""], [[], []]
+    source, texts, sequences = sources("several languages"), ["", ""], [[], []]
     for event in source.pipeline.stream(audio=long_recordings()[::2], max_new_tokens=60):
         if isinstance(event, Token):
             texts[event.index] += event.text
@@ -256,19 +256,19 @@ def test_texts_of_many_windows_stream(sources: Callable[[bool], Source]) -> None
     assert [row[: len(each)].tolist() for row, each in zip(found, sequences, strict=True)] == sequences
 
 
-def test_drawn_texts_of_many_windows(sources: Callable[[bool], Source]) -> None:
+def test_drawn_texts_of_many_windows(sources: Callable[[str], Source]) -> None:
     """Each of several results of a recording goes its own way through it, and is the seed's."""
-    source, given = sources(False), {"temperature": 1.0, "max_new_tokens": 30}
+    source, given = sources("several languages"), {"temperature": 1.0, "max_new_tokens": 30}
     several = source.pipeline.generate(audio=long_recordings()[:1], num_texts=3, seed=5, **given)
     assert len({*several.texts}) > 1
     alone = source.pipeline.generate(audio=long_recordings()[:1], seed=7, **given)
     assert alone.segments[0] == several.segments[2]
 
 
-def test_files_on_the_command_line(sources: Callable[[bool], Source], tmp_path: Path) -> None:
+def test_files_on_the_command_line(sources: Callable[[str], Source], tmp_path: Path) -> None:
     """Two files in one batch; another rate is the recording's own."""
     soundfile = pytest.importorskip("soundfile")
-    source, paths = sources(False), [tmp_path / "a.wav", tmp_path / "b.flac"]
+    source, paths = sources("several languages"), [tmp_path / "a.wav", tmp_path / "b.flac"]
     for path, rate in zip(paths, (RATE, 8000), strict=True):
         soundfile.write(path, recordings(1)[0][:: RATE // rate], rate)
     words = [word for path in paths for word in ("--audio", str(path))]
@@ -298,7 +298,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {  # request, what the message s
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_errors(sources: Callable[[bool], Source], name: str) -> None:
+def test_errors(sources: Callable[[str], Source], name: str) -> None:
     request, message = ERRORS[name]
     with pytest.raises(RequestError, match=message):
-        sources(False).pipeline.generate(**request)
+        sources("several languages").pipeline.generate(**request)
