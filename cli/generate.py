@@ -7,25 +7,33 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mmrt.cli.options import BundleCommand, load_options, positional
+from mmrt.cli.subtitles import SUBTITLES
+from mmrt.runtime import manifest as m
 from mmrt.runtime import media
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import RequestError
 from mmrt.runtime.events import Done, Event, Result, Step, Token
 from mmrt.runtime.pipeline import load
 
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\ufffd") | {ord("\n"): "\n", ord("\t"): "\t"}
+
 
 @click.command(cls=BundleCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Where to [pictures: out.png; texts: the terminal]."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Where to [pictures: out.png; texts: the terminal]. Names that end in .srt or .vtt make subtitles.",
 )
 @click.option("--grid", is_flag=True, help="Several pictures as one sheet.")
 @click.option("--preview", is_flag=True, help="Rewrite the output with what is seen so far, while it works.")
@@ -66,6 +74,9 @@ def generate(
     if texts and name is None:
         raise RequestError(f"{pipeline.manifest.name} takes no text, {texts[0]!r} was given")
     named = {name: list(texts)} if texts and name else {}
+    subtitled = SUBTITLES.get(output.suffix.lower()) if output else None
+    if subtitled:
+        inputs |= _timed(pipeline.manifest, inputs, output)
     events = pipeline.stream(**inputs, **named)
     if pictures:
         assert output is not None
@@ -78,24 +89,43 @@ def generate(
     else:
         result = _stream(events, shown=not as_json and output is None)
         if output is not None:
-            _write_text(output, "".join(f"{text}\n" for text in result.texts))
+            _write_text(output, subtitled(result.segments[0]) if subtitled else "".join(f"{t}\n" for t in result.texts))
         if as_json:
-            _print_json(result, {"texts": result.texts, "stopped": result.stopped})
+            segments = {"segments": [list(map(asdict, each)) for each in result.segments]} if result.segments else {}
+            _print_json(result, {"texts": result.texts, "stopped": result.stopped, **segments})
+
+
+def _timed(manifest: m.Manifest, inputs: Mapping[str, Any], output: Path | None) -> dict[str, Any]:
+    """The choice that makes timestamps. Raises `RequestError` where there cannot be subtitles of one recording."""
+    recordings = {name: spec for name, spec in manifest.inputs.items() if isinstance(spec, m.Audio)}
+    if not recordings:
+        raise RequestError(f"{output}: subtitles are of recordings, {manifest.name} takes none")
+    name, spec = next(iter(recordings.items()))
+    if len(inputs.get(name, ())) > 1:
+        raise RequestError(f"{output}: {len(inputs[name])} recordings are given, wanted one for a file of subtitles")
+    if inputs.get(spec.timestamps) == "no":
+        raise RequestError(f"{spec.timestamps} is 'no', wanted 'yes' for subtitles")
+    return {spec.timestamps: "yes"}
 
 
 def _stream(events: Iterator[Event], shown: bool) -> Result:
     """Print the first text as it comes, then all others, each on lines of its own."""
     for event in events:
         if isinstance(event, Token) and event.index == 0 and shown:
-            click.echo(event.text, nl=False)
+            click.echo(_safe(event.text), nl=False)
         if isinstance(event, Done):
             break
     assert isinstance(event, Done)
     if shown:
         click.echo()
         for text in event.result.texts[1:]:
-            click.echo(text)
+            click.echo(_safe(text))
     return event.result
+
+
+def _safe(text: str) -> str:
+    """Without the control characters that a terminal would obey; files and JSON hold the text as it is."""
+    return text.translate(_CONTROLS) if sys.stdout.isatty() else text
 
 
 def _write_text(output: Path, text: str) -> None:

@@ -1,6 +1,6 @@
 """dalle-pytorch, imported without the packages that only its other VAEs need.
 
-    pip install --no-deps dalle-pytorch einops rotary-embedding-torch axial-positional-embedding
+    pip install 'mmrt[export,dalle]' && pip install --no-deps dalle-pytorch
 
 Its declared dependencies do not install beside a present PyTorch, and all that a `DALLE` with its own `DiscreteVAE`
 uses of them are those three. While it is imported, empty modules stand for the rest where they are missing.
@@ -18,7 +18,7 @@ from typing import Any
 
 from mmrt.runtime.errors import ExportError
 
-_INSTALL = "pip install --no-deps dalle-pytorch einops rotary-embedding-torch axial-positional-embedding"
+_INSTALL = "pip install 'mmrt[dalle]' && pip install --no-deps dalle-pytorch"
 _UNUSED: dict[str, tuple[str, ...]] = {
     "omegaconf": ("OmegaConf",),
     "taming": (),

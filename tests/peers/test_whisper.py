@@ -20,6 +20,7 @@ from whisper_checkpoints import KINDS, LANGUAGES, RATE, SECONDS, save_whisper  #
 
 import mmrt  # noqa: E402
 from mmrt.cli.main import cli  # noqa: E402
+from mmrt.cli.subtitles import SUBTITLES  # noqa: E402
 from mmrt.export.families.whisper import LogMel  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
 from mmrt.runtime.errors import RequestError  # noqa: E402
@@ -278,6 +279,20 @@ def test_files_on_the_command_line(sources: Callable[[str], Source], tmp_path: P
     wanted = source.pipeline.generate(audio=[recordings(1)[0], pair], max_new_tokens=6, language="de")
     assert found["texts"][0] == wanted.texts[0]
     assert len(found["texts"]) == 2
+
+
+@pytest.mark.parametrize("ending", ["srt", "vtt"])
+def test_subtitles_on_the_command_line(sources: Callable[[str], Source], tmp_path: Path, ending: str) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    source, path = sources("English"), tmp_path / "a.wav"
+    soundfile.write(path, long_recordings()[0], RATE, subtype="FLOAT")
+    output = tmp_path / f"a.{ending}"
+    command = ["generate", str(source.bundle), "--audio", str(path), "--max-new-tokens", "50", "-o", str(output)]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).stdout == ""
+    segments = source.pipeline.generate(audio=long_recordings()[0], max_new_tokens=50).segments[0]
+    assert output.read_text(encoding="utf-8") == SUBTITLES[f".{ending}"](segments)
+    again = CliRunner().invoke(cli, [*command, "--audio", str(path)])
+    assert "2 recordings are given, wanted one" in str(again.exception)
 
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {  # request, what the message says
