@@ -5,8 +5,10 @@ Their weights are large enough that texts vary, and the token that ends a text w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from corpus import MADE
@@ -38,16 +40,17 @@ def _tokenizer(kind: str, folder: Path, length: int = POSITIONS) -> Any:
     return made
 
 
-def t5(folder: Path) -> Path:
+def t5(folder: Path, end: float = 4.0, layers: float = 3.0, **changes: Any) -> Path:
     """relu, and embeddings that are also the output's."""
     import transformers
 
     tokenizer = _tokenizer("T5", folder, 512)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4} | changes
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, initializer_factor=2.0,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        vocab_size=len(tokenizer), initializer_factor=2.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        **sizes,
     )  # fmt: skip
-    return _save(transformers.T5ForConditionalGeneration(config), folder, tokenizer, end=4.0, layers=3.0)
+    return _save(transformers.T5ForConditionalGeneration(config), folder, tokenizer, end=end, layers=layers)
 
 
 def mt5(folder: Path) -> Path:
@@ -66,48 +69,52 @@ def mt5(folder: Path) -> Path:
     return _save(transformers.MT5ForConditionalGeneration(config), folder, tokenizer, end=2.6)
 
 
-def bart(folder: Path) -> Path:
+_BART = {"width": 32, "encoder": (1, 2, 40), "decoder": (2, 4, 64)}
+_MBART = {"width": 24, "encoder": (2, 4, 32), "decoder": (1, 2, 32)}
+_MARIAN = {"width": 16, "encoder": (2, 2, 32), "decoder": (2, 2, 32)}
+
+
+def bart(folder: Path, sizes: Mapping[str, Any] = _BART, end: float = 3.0, layers: float = 2.0, **changes: Any) -> Path:
     """The first token is forced, and so is the last."""
     import transformers
 
     tokenizer = _tokenizer("BART", folder)
-    config = transformers.BartConfig(
-        **_sizes(len(tokenizer), width=32, encoder=(1, 2, 40), decoder=(2, 4, 64)),
-        bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
-        forced_bos_token_id=0, forced_eos_token_id=2,
-    )  # fmt: skip
-    return _save(transformers.BartForConditionalGeneration(config), folder, tokenizer, end=3.0, layers=2.0)
+    tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    forced = {"forced_bos_token_id": 0, "forced_eos_token_id": 2}
+    config = transformers.BartConfig(**{**_sizes(len(tokenizer), **sizes), **tokens, **forced, **changes})
+    return _save(transformers.BartForConditionalGeneration(config), folder, tokenizer, end=end, layers=layers)
 
 
-def mbart(folder: Path) -> Path:
+def mbart(folder: Path, sizes: Mapping[str, Any] = _MBART, end: float = 2.6, **changes: Any) -> Path:
     """English to Romanian: texts begin with the token of the target's language."""
     import transformers
 
     tokenizer = _tokenizer("mBART", folder)
     config = transformers.MBartConfig(
-        **_sizes(len(tokenizer), width=24, encoder=(2, 4, 32), decoder=(1, 2, 32)),
-        scale_embedding=True, tie_word_embeddings=False,
-        bos_token_id=0, pad_token_id=1, eos_token_id=2, forced_eos_token_id=2,
-        decoder_start_token_id=tokenizer.lang_code_to_id["ro_RO"],
+        **_sizes(len(tokenizer), **sizes),
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=tokenizer.lang_code_to_id["ro_RO"],
+        **{"scale_embedding": True, "tie_word_embeddings": False, "forced_eos_token_id": 2, **changes},
     )  # fmt: skip
-    return _save(transformers.MBartForConditionalGeneration(config), folder, tokenizer, end=2.6)
+    return _save(transformers.MBartForConditionalGeneration(config), folder, tokenizer, end=end)
 
 
-def marian(folder: Path) -> Path:
+def marian(folder: Path, sizes: Mapping[str, Any] = _MARIAN, end: float = 2.6, beams: int = 6, **changes: Any) -> Path:
     """Two target languages, said before the text; the padding starts texts, and never comes in them."""
     import transformers
 
     tokenizer = _tokenizer("Marian", folder)
     pad = tokenizer.pad_token_id
+    usual = {"activation_function": "swish", "static_position_embeddings": True, "scale_embedding": True}
     config = transformers.MarianConfig(
-        **_sizes(len(tokenizer), width=16, encoder=(2, 2, 32), decoder=(2, 2, 32)),
-        activation_function="swish", static_position_embeddings=True, scale_embedding=True, tie_word_embeddings=False,
+        **_sizes(len(tokenizer), **sizes),
+        tie_word_embeddings=False,
         pad_token_id=pad, bos_token_id=0, eos_token_id=0, decoder_start_token_id=pad, forced_eos_token_id=0,
+        **{**usual, **changes},
     )  # fmt: skip
     model = transformers.MarianMTModel(config)
     model.generation_config.bad_words_ids = [[pad]]
-    model.generation_config.num_beams = 6
-    return _save(model, folder, tokenizer, end=2.6)
+    model.generation_config.num_beams = beams
+    return _save(model, folder, tokenizer, end=end)
 
 
 def m2m100(folder: Path) -> Path:
@@ -124,12 +131,29 @@ def nllb(folder: Path) -> Path:
     return _m2m100(folder, _tokenizer("NLLB", folder), transformers, width=32, encoder=(2, 4, 24), decoder=(1, 4, 40))
 
 
-def _m2m100(folder: Path, tokenizer: Any, transformers: Any, **sizes: Any) -> Path:
+def nllb_relu(folder: Path) -> Path:
+    """Embeddings as they are, and another activation."""
+    import transformers
+
+    return _m2m100(
+        folder, _tokenizer("NLLB", folder), transformers, {"scale_embedding": False, "activation_function": "gelu"},
+        end=4.0, width=24, encoder=(1, 3, 32), decoder=(1, 2, 24),
+    )  # fmt: skip
+
+
+def _m2m100(
+    folder: Path,
+    tokenizer: Any,
+    transformers: Any,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    end: float = 2.6,
+    **sizes: Any,
+) -> Path:
     config = transformers.M2M100Config(
-        **_sizes(len(tokenizer), **sizes), scale_embedding=True, tie_word_embeddings=False,
+        **_sizes(len(tokenizer), **sizes), **{"scale_embedding": True, "tie_word_embeddings": False, **changes},
         bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
     )  # fmt: skip
-    return _save(transformers.M2M100ForConditionalGeneration(config), folder, tokenizer, end=2.6)
+    return _save(transformers.M2M100ForConditionalGeneration(config), folder, tokenizer, end=end)
 
 
 def _sizes(vocabulary: int, width: int, encoder: tuple[int, int, int], decoder: tuple[int, int, int]) -> dict[str, Any]:
@@ -240,13 +264,37 @@ def _captioner(folder: Path, tokenizer: Any, encoder: Any, decoder: Any, tokens:
 
 TRANSLATORS: dict[str, Callable[[Path], Path]] = {
     "T5": t5,
+    "T5, untied": partial(
+        t5, end=2.6, layers=1.0, d_model=40, num_heads=5, num_layers=1, feed_forward_proj="gated-silu",
+        relative_attention_num_buckets=8, relative_attention_max_distance=20, tie_word_embeddings=False,
+    ),
     "mT5": mt5,
     "BART": bart,
+    "BART, scaled": partial(
+        bart, sizes={"width": 24, "encoder": (2, 4, 32), "decoder": (1, 3, 32)}, end=6.0, scale_embedding=True,
+        activation_function="relu", tie_word_embeddings=False, forced_bos_token_id=None, decoder_start_token_id=0,
+    ),
+    "BART, nothing forced": partial(
+        bart, sizes={"width": 40, "encoder": (1, 5, 24), "decoder": (1, 2, 24)}, end=2.6, layers=1.0,
+        tie_word_embeddings=False, forced_bos_token_id=None, forced_eos_token_id=None,
+    ),
     "mBART": mbart,
+    "mBART, not scaled": partial(
+        mbart, sizes={"width": 32, "encoder": (1, 4, 40), "decoder": (2, 2, 24)}, scale_embedding=False,
+        activation_function="relu",
+    ),
+    "mBART, deep": partial(
+        mbart, sizes={"width": 24, "encoder": (1, 3, 24), "decoder": (3, 4, 32)}, forced_eos_token_id=None
+    ),
     "Marian": marian,
+    "Marian, one beam": partial(
+        marian, sizes={"width": 24, "encoder": (2, 4, 24), "decoder": (1, 2, 24)}, end=6.0, beams=1,
+        activation_function="gelu",
+    ),
     "M2M100": m2m100,
     "NLLB": nllb,
-}
+    "NLLB, not scaled": nllb_relu,
+}  # fmt: skip
 CAPTIONERS: dict[str, Callable[[Path], Path]] = {
     "ViT, GPT-2": vit_gpt2,
     "ViT, BERT": vit_bert,
