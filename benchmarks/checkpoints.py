@@ -54,6 +54,31 @@ def sd15(folder: Path) -> Path:
     return folder
 
 
+def whisper(name: str, folder: Path) -> Path:
+    """Whisper tiny or base at their real sizes with random weights, and a tokenizer of bytes alone."""
+    import torch
+    import transformers as t
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    if (folder / "config.json").exists():
+        return folder
+    torch.manual_seed(0)
+    width, layers = {"whisper-tiny": (384, 4), "whisper-base": (512, 6)}[name]
+    sizes = {"encoder_layers": layers, "decoder_layers": layers}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_attention_heads": width // 64, f"{side}_ffn_dim": 4 * width}
+    model = t.WhisperForConditionalGeneration(t.WhisperConfig(d_model=width, **sizes))
+    ids = {"bos_token_id": 50257, "pad_token_id": 50257, "eos_token_id": 50257, "decoder_start_token_id": 50258}
+    model.generation_config = t.GenerationConfig(
+        **ids, is_multilingual=False, no_timestamps_token_id=50363, return_timestamps=False
+    )
+    signs = {sign: place for place, sign in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = t.WhisperTokenizer(vocab=signs | {"<|endoftext|>": len(signs)}, merges=[])
+    for each in (model, tokenizer, t.WhisperFeatureExtractor()):
+        each.save_pretrained(folder)
+    return folder
+
+
 def text_model(name: str, folder: Path) -> Path:
     """T5-small, opus-mt's Marian or ViT-GPT2 at their real sizes with random weights.
 

@@ -3,8 +3,8 @@
     python benchmarks/tokens.py [--work FOLDER] [--rounds 5] [--models t5-small marian vit-gpt2]
 
 All peers answer the same request in turn, in one process with as many threads each as the machine has cores; reported
-are medians. "Outside" is mmrt's time in no engine, a token. CTranslate2 is measured where it is installed and has the
-family.
+are medians. transformers gets pictures and recordings as its processor leaves them, mmrt as they are. "Outside" is
+mmrt's time in no engine, a token. CTranslate2 is measured where it is installed and has the family; its Whisper is not.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from checkpoints import text_model
+from checkpoints import text_model, whisper
 from PIL import Image
 
 import mmrt
 
-MODELS = ("t5-small", "marian", "vit-gpt2")
+MODELS = ("t5-small", "marian", "vit-gpt2", "whisper-tiny", "whisper-base")
 LENGTHS = (32, 256)
 TEXT = "a small house by the sea with a red heart and two cats in front of it"
 
@@ -43,7 +43,8 @@ def main() -> None:
     print("| model | batch | new tokens | peer | tokens/s | ratio | first token | outside a token |")
     print("|---|---|---|---|---|---|---|---|")
     for name in args.models:
-        checkpoint, bundle = text_model(name, args.work / name), args.work / f"{name}.mmrt"
+        make = whisper if name.startswith("whisper") else text_model
+        checkpoint, bundle = make(name, args.work / name), args.work / f"{name}.mmrt"
         if not bundle.exists():
             subprocess.run([sys.executable, "-m", "mmrt.cli.main", "export", checkpoint, "-o", bundle], check=True)
         peers = {"transformers": Transformers(name, checkpoint), "mmrt": Mmrt(name, bundle)}
@@ -83,7 +84,11 @@ class Mmrt:
 
     def __call__(self, batch: int, new: int) -> None:
         """`new` tokens for each of `batch`."""
-        given: dict[str, Any] = {"image": [picture()] * batch} if self.name == "vit-gpt2" else {"text": [TEXT] * batch}
+        given: dict[str, Any] = {"text": [TEXT] * batch}
+        if self.name == "vit-gpt2":
+            given = {"image": [picture()] * batch}
+        if self.name.startswith("whisper"):
+            given = {"audio": [recording() for _ in range(batch)]}
         result = self.pipeline.generate(**given, max_new_tokens=new, min_new_tokens=new, beams=1)
         self.outside = (result.timings["total"] - sum(result.timings["graphs"].values())) / new
 
@@ -92,8 +97,13 @@ class Transformers:
     """transformers' generate, eager."""
 
     def __init__(self, name: str, checkpoint: Path) -> None:
-        kind = transformers.AutoModelForImageTextToText if name == "vit-gpt2" else transformers.AutoModelForSeq2SeqLM
-        if name == "vit-gpt2":
+        kind, self.options = transformers.AutoModelForSeq2SeqLM, dict[str, Any]()
+        if name.startswith("whisper"):
+            kind = transformers.WhisperForConditionalGeneration
+            extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)
+            self.inputs = {"input_features": extractor(recording(), 16000, return_tensors="pt")["input_features"]}
+            self.options = {"return_timestamps": False, "force_unique_generate_call": True}
+        elif name == "vit-gpt2":
             kind = transformers.VisionEncoderDecoderModel
             processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
             self.inputs = {"pixel_values": processor(images=picture(), return_tensors="pt")["pixel_values"]}
@@ -107,7 +117,9 @@ class Transformers:
     def __call__(self, batch: int, new: int) -> None:
         """As mmrt's."""
         inputs = {key: torch.cat([value] * batch) for key, value in self.inputs.items()}
-        self.model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, num_beams=1, do_sample=False)
+        self.model.generate(
+            **inputs, max_new_tokens=new, min_new_tokens=new, num_beams=1, do_sample=False, **self.options
+        )
 
 
 def ctranslate2(name: str, checkpoint: Path, work: Path) -> Callable[[int, int], None] | None:
@@ -116,7 +128,7 @@ def ctranslate2(name: str, checkpoint: Path, work: Path) -> Callable[[int, int],
         import ctranslate2 as library
     except ImportError:
         return None
-    if name == "vit-gpt2":
+    if name not in ("t5-small", "marian"):
         return None
     folder = work / f"{name}-ctranslate2"
     try:
@@ -133,6 +145,12 @@ def ctranslate2(name: str, checkpoint: Path, work: Path) -> Callable[[int, int],
         translator.translate_batch([tokens] * batch, beam_size=1, min_decoding_length=new, max_decoding_length=new)
 
     return run
+
+
+def recording() -> Any:
+    """30 s of a tone that rises, float32 (samples,) at 16,000 a second."""
+    time = np.arange(30 * 16000) / 16000
+    return (0.3 * np.sin(2 * np.pi * (200 + 10 * time) * time)).astype(np.float32)
 
 
 def picture() -> Image.Image:
