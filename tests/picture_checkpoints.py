@@ -1,12 +1,18 @@
-"""Tiny random checkpoints of BLIP, for captions and for answers, and of GIT."""
+"""Tiny random checkpoints of BLIP, for captions and for answers, and of GIT; and pictures to show to models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from corpus import MADE
+from PIL import Image
+
+from mmrt.runtime.events import Token
+from mmrt.runtime.pipeline import Pipeline
 
 POSITIONS = 128
 
@@ -86,3 +92,20 @@ def _tokenizer(folder: Path) -> Any:
 
 
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {"BLIP": blip_captions, "BLIP, answers": blip_answers, "GIT": git}
+
+
+@cache
+def pictures() -> list[Image.Image]:
+    """Coloured patches: wide, tall, small, square."""
+    rng = np.random.default_rng(0)
+    sizes = [(170, 50), (47, 133), (20, 13), (96, 96)]
+    return [Image.fromarray(rng.integers(0, 255, (3, 4, 3), np.uint8)).resize(size) for size in sizes]
+
+
+def written(pipeline: Pipeline, **inputs: Any) -> list[tuple[int, ...]]:
+    """The tokens of each result, as they stream."""
+    tokens: dict[int, list[int]] = {}
+    for event in pipeline.stream(**inputs):
+        if isinstance(event, Token):
+            tokens.setdefault(event.index, []).extend([event.id] if event.id is not None else [])
+    return [tuple(tokens[index]) for index in sorted(tokens)]

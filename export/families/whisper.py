@@ -27,7 +27,7 @@ _TOKENIZER = "tokenizers/text.json"
 _TIMED = 24  # new tokens a window in the receipts
 _DETECTED = "detected"
 _STEP = 0.02  # seconds from timestamp to timestamp, of all Whisper models
-_LONGEST = 3600  # seconds of a recording: its features take some 1.5 GB on their way
+_LONGEST = 3600  # seconds of a recording: its features take 2 GB on their way
 
 
 def claims(checkpoint: Checkpoint) -> bool:

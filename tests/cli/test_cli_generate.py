@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import bundles
 import damages
@@ -215,3 +217,10 @@ def test_ctrl_c_ends_in_one_line_and_leaves_no_part(handmade: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     with Image.open(output) as picture:
         picture.load()
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a\ufffd[31m\tb\n\ufffd"), (False, "a\x1b[31m\tb\n\x9b")])
+def test_terminals_get_no_control_characters(monkeypatch: pytest.MonkeyPatch, terminal: bool, shown: str) -> None:
+    command = import_module("mmrt.cli.generate")
+    monkeypatch.setattr(command, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: terminal)))
+    assert command._safe("a\x1b[31m\tb\n\x9b") == shown

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from checkpoints import export_bundle  # noqa: E402
-from picture_checkpoints import CHECKPOINTS, POSITIONS  # noqa: E402
+from picture_checkpoints import CHECKPOINTS, POSITIONS, pictures, written  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import mmrt  # noqa: E402
@@ -25,7 +25,6 @@ from mmrt.export.checkpoint import Checkpoint  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
 from mmrt.runtime import media  # noqa: E402
 from mmrt.runtime.errors import ExportError, RequestError  # noqa: E402
-from mmrt.runtime.events import Token  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -72,19 +71,7 @@ class Source:
         return tuple(row[: row.index(self.end) + 1] if self.end in row else row)
 
     def ours(self, images: list[Image.Image], **options: Any) -> list[tuple[int, ...]]:
-        tokens: dict[int, list[int]] = {}
-        for event in self.pipeline.stream(image=images, **options):
-            if isinstance(event, Token):
-                tokens.setdefault(event.index, []).extend([event.id] if event.id is not None else [])
-        return [tuple(tokens[index]) for index in sorted(tokens)]
-
-
-@cache
-def pictures() -> list[Image.Image]:
-    """Coloured patches: wide, tall, small, square."""
-    rng = np.random.default_rng(0)
-    sizes = [(170, 50), (47, 133), (20, 13), (96, 96)]
-    return [Image.fromarray(rng.integers(0, 255, (3, 4, 3), np.uint8)).resize(size) for size in sizes]
+        return written(self.pipeline, image=images, **options)
 
 
 @pytest.fixture(scope="module")

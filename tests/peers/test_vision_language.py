@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from checkpoints import export_bundle  # noqa: E402
+from picture_checkpoints import pictures, written  # noqa: E402
 from PIL import Image  # noqa: E402
 from vision_language_checkpoints import CHECKPOINTS, LIMIT  # noqa: E402
 
@@ -25,7 +26,6 @@ from mmrt.export.families import vision_language  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
 from mmrt.runtime import media  # noqa: E402
 from mmrt.runtime.errors import ExportError, RequestError  # noqa: E402
-from mmrt.runtime.events import Token  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -74,19 +74,7 @@ class Source:
         return tuple(row[: row.index(end) + 1] if end in row else row)
 
     def ours(self, questions: list[str], images: list[Image.Image], **options: Any) -> list[tuple[int, ...]]:
-        tokens: dict[int, list[int]] = {}
-        for event in self.pipeline.stream(questions, image=images, **options):
-            if isinstance(event, Token):
-                tokens.setdefault(event.index, []).extend([event.id] if event.id is not None else [])
-        return [tuple(tokens[index]) for index in sorted(tokens)]
-
-
-@cache
-def pictures() -> list[Image.Image]:
-    """Coloured patches: wide, tall, small, square."""
-    rng = np.random.default_rng(0)
-    sizes = [(170, 50), (47, 133), (20, 13), (96, 96)]
-    return [Image.fromarray(rng.integers(0, 255, (3, 4, 3), np.uint8)).resize(size) for size in sizes]
+        return written(self.pipeline, text=questions, image=images, **options)
 
 
 @pytest.fixture(scope="module")
