@@ -1,12 +1,12 @@
 """How raw logits become the scores of the next token, in the order and with the numbers of transformers' generate().
 
-Nothing here writes into its arguments. Scores are float32; a token that cannot come has the score -inf. `histories` are
+Nothing here writes into its arguments. Scores are float32; a token that cannot come has the score -inf. Histories are
 the tokens of every row, prompt and all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 LEAST = np.float32(-np.inf)
 
 
-def process(scores: Float32, rules: Rules, histories: Sequence[Int64], new: int) -> Float32:
+def process(scores: Float32, rules: Rules, histories: Callable[[], Sequence[Int64]], new: int) -> Float32:
     """The scores (rows, vocabulary) under the rules that hold however a token is chosen; `new` tokens came so far.
 
-    The same array comes back where no rule has anything to say.
+    The same array comes back where no rule has anything to say. The histories are asked for where a rule looks at them.
     """
     if rules.repetition_penalty != 1:
-        scores = repetition_penalty(scores, histories, rules.repetition_penalty)
+        scores = repetition_penalty(scores, histories(), rules.repetition_penalty)
     if rules.no_repeat_ngram_size:
-        scores = no_repeat_ngram(scores, histories, rules.no_repeat_ngram_size)
+        scores = no_repeat_ngram(scores, histories(), rules.no_repeat_ngram_size)
     if new < rules.min_new_tokens and rules.ends:
         scores = forbid(scores, rules.ends)
     if new < len(rules.forced):
@@ -42,7 +42,7 @@ def process(scores: Float32, rules: Rules, histories: Sequence[Int64], new: int)
     if suppressed:
         scores = forbid(scores, suppressed)
     if rules.timestamps is not None:
-        written = [tokens[len(tokens) - new :] for tokens in histories]
+        written = [tokens[len(tokens) - new :] for tokens in histories()]
         scores = timestamps(scores, rules.timestamps, rules.ends[0], written)
     return scores
 

@@ -118,8 +118,8 @@ class Search(Protocol):
         Returns which row every row goes on from, (rows,), or None where all stay.
         """
 
-    def new_tokens(self) -> list[Int64]:
-        """What came after the prompt in every row so far, to its end: views, good until the next `advance`."""
+    def certain(self) -> list[tuple[int, int]]:
+        """Which results got which tokens for good in the last `advance`, in order."""
 
     def results(self) -> list[Completion]:
         """When done: `returned` for every prompt, consecutive."""
@@ -147,45 +147,43 @@ class Rows:
     ) -> None:
         self._rules, self._uniforms, self._stops = rules, uniforms, stops
         self._history = _History(prompts, rules.returned, rules.max_new_tokens)
-        self._results: list[Completion | None] = [None] * len(self._history.tokens)
+        self._results: dict[int, Completion] = {}
+        self._running = list(range(len(self._history.tokens)))
+        self._certain: list[tuple[int, int]] = []
         self.tokens = self._history.tokens[:, self._history.end - 1].copy()
         self.done = False
 
     def advance(self, logits: Float32) -> None:
         """Take the most likely token of every row, or draw one."""
         history, rules = self._history, self._rules
-        scores = process(logits, rules, history.rows(), history.new)
+        scores = process(logits, rules, history.rows, history.new)
         chosen = scores.argmax(axis=1) if rules.temperature == 0 else self._draw(scores)
-        for row, result in enumerate(self._results):
-            if result is not None:
-                chosen[row] = rules.pad
+        if self._results:
+            chosen[list(self._results)] = rules.pad
         history.append(chosen)
-        for row, result in enumerate(self._results):
-            if result is None:
-                self._end(row)
+        tokens = chosen.tolist()
+        self._certain = [(row, tokens[row]) for row in self._running]
+        for row, _ in self._certain:
+            new = history.new_tokens[row]
+            stopped = _stopped(rules, self._stops, row, new)
+            if stopped is not None:
+                self._results[row] = Completion(new.copy(), None, stopped)
+                self._running.remove(row)
         self.tokens = chosen
-        self.done = None not in self._results
+        self.done = not self._running
 
     def _draw(self, scores: Float32) -> Int64:
         chosen = np.zeros(len(scores), np.int64)
-        for row, result in enumerate(self._results):
-            if result is None:
-                chosen[row] = draw(warp(scores[row], self._rules), self._uniforms[row]())
+        for row in self._running:
+            chosen[row] = draw(warp(scores[row], self._rules), self._uniforms[row]())
         return chosen
 
-    def _end(self, row: int) -> None:
-        tokens = self._history.new_tokens[row]
-        stopped = _stopped(self._rules, self._stops, row, tokens)
-        if stopped is not None:
-            self._results[row] = Completion(tokens.copy(), None, stopped)
-
-    def new_tokens(self) -> list[Int64]:
-        rows = zip(self._results, self._history.new_tokens, strict=True)
-        return [tokens if result is None else result.tokens for result, tokens in rows]
+    def certain(self) -> list[tuple[int, int]]:
+        return self._certain
 
     def results(self) -> list[Completion]:
         assert self.done
-        return [result for result in self._results if result is not None]
+        return [self._results[row] for row in sorted(self._results)]
 
 
 class Beams:
@@ -212,7 +210,7 @@ class Beams:
         """Let every beam go on with its best tokens, and keep the best of all of a prompt."""
         history, rules = self._history, self._rules
         beams, size = rules.beams, logits.shape[1]
-        sums = process(log_softmax(logits), rules, history.rows(), history.new)
+        sums = process(log_softmax(logits), rules, history.rows, history.new)
         sums += self._scores.reshape(-1, 1)
         sums = sums.reshape(-1, beams * size)
         count = min(max(2, 1 + len(rules.ends)) * beams, beams * size)
@@ -273,8 +271,9 @@ class Beams:
         improves: AnyArray = np.any(best > worst, axis=1, keepdims=True)
         return improves
 
-    def new_tokens(self) -> list[Int64]:
-        return list(self._history.new_tokens)
+    def certain(self) -> list[tuple[int, int]]:
+        found = self.results() if self.done else []
+        return [(index, token) for index, result in enumerate(found) for token in result.tokens.tolist()]
 
     def results(self) -> list[Completion]:
         """The best that ended; one that the rules made impossible is empty."""

@@ -52,7 +52,6 @@ def _write(
         raise RequestError(f"{stage.options['beams']} is {rule.beams}, wanted 1 with guidance")
     found = search(rule, conditional, run.uniforms(), _stops(stage, run))
     loop = _Loop(stage, engines, run, prompts, copies, each=len(found.tokens) // len(conditional))
-    told = [0] * request.batch
     newest = loop.prefill()
     while not found.done:
         order = found.advance(loop.logits(newest))
@@ -60,13 +59,8 @@ def _write(
         run.first_token = run.first_token or time.perf_counter() - run.started
         if order is not None:
             loop.take(order)
-        for index, tokens in enumerate(found.new_tokens()) if rule.beams == 1 else ():
-            if len(tokens) > told[index]:
-                told[index] = len(tokens)
-                yield index, int(tokens[-1])
+        yield from found.certain()
     run.completions = found.results()
-    for index, result in enumerate(run.completions):
-        yield from ((index, int(token)) for token in result.tokens[told[index] :])
 
 
 def _read(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run) -> Iterator[tuple[int, int]]:
@@ -225,7 +219,7 @@ class _Loop:
     def logits(self, tokens: Int64) -> Float32:
         """Put one more token into every row; what follows, (rows, vocabulary). The rows of a prompt go in step."""
         copies = len(self._prompts) // len(tokens)
-        self._feed(np.tile(tokens, copies)[:, None])
+        self._feed((np.tile(tokens, copies) if copies > 1 else tokens)[:, None])
         self._arrays["positions"] += 1
         logits: Float32 = self._arrays["logits"]
         if self._copies == 1:
@@ -240,14 +234,15 @@ class _Loop:
             written[:] = written[rows]
 
     def _feed(self, tokens: Int64) -> None:
-        arrays, width = self._arrays, tokens.shape[1]
-        end = int(arrays["positions"].max()) + width
+        arrays, seconds, width = self._arrays, self._run.seconds, tokens.shape[1]
+        end = self._length + width
         if end > self._capacity or width != self._width:
             self._bind(end, width)
         arrays["tokens"][:] = tokens
         for graph, call in self._calls.items():
-            with self._run.clock(graph):
-                call()
+            started = time.perf_counter()
+            call()
+            seconds[graph] = seconds.get(graph, 0.0) + time.perf_counter() - started
         self._length = end
 
     def _bind(self, end: int, width: int) -> None:

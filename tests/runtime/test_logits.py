@@ -86,7 +86,7 @@ def test_leaves_its_arguments_as_they_are(name: str) -> None:
     scores = np.random.default_rng(0).normal(0, 3, (1, 6)).astype(np.float32)
     before, rules = scores.copy(), RULES[name]
     scores.flags.writeable = False
-    processed = logits.process(scores, rules, [np.array([3, 4])], 0)
+    processed = logits.process(scores, rules, lambda: [np.array([3, 4])], 0)
     warped = logits.warp(processed[0], rules) if rules.temperature else processed[0]
     np.testing.assert_array_equal(scores, before)
     assert warped.dtype == np.float32
@@ -96,7 +96,7 @@ def test_leaves_its_arguments_as_they_are(name: str) -> None:
 def test_without_a_rule_nothing_is_copied() -> None:
     scores = np.zeros((1, 4), np.float32)
     rules = Rules(9, ends=(3,), min_new_tokens=2, forced=(1,), forced_end=3, begin_suppressed=(2,))
-    assert logits.process(scores, rules, [np.array([3])], 2) is scores
+    assert logits.process(scores, rules, lambda: [np.array([3])], 2) is scores
     assert logits.warp(scores[0], Rules(9, temperature=1.0)).base is scores
 
 
@@ -104,7 +104,7 @@ def test_times_of_the_rules() -> None:
     """Two forced tokens, then one that may not be 5, an end from the fourth on, and a forced end."""
     rules = Rules(6, ends=(3,), min_new_tokens=3, forced=(1, 2), forced_end=3, suppressed=(0,), begin_suppressed=(5,))
     scores = np.ones((1, 6), np.float32)
-    allowed = [left(logits.process(scores, rules, [np.array([0])], new)[0]) for new in range(6)]
+    allowed = [left(logits.process(scores, rules, lambda: [np.array([0])], new)[0]) for new in range(6)]
     assert allowed == [[1], [2], [1, 2, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [3]]
 
 

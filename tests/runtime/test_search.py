@@ -24,16 +24,22 @@ def language(seed: int, size: int) -> np.ndarray:
 
 
 def run(found: Search, table: np.ndarray) -> list[Completion]:
-    """To the end, with what every row was told to go on from followed and compared."""
-    texts = [[int(token)] for token in found.tokens]
+    """To the end. What was certain on the way are the results, and rows went on from those that they were told to."""
+    certain: dict[int, list[int]] = {}
+    texts: list[tuple[int, ...]] = [()] * len(found.tokens)
+    followed = {*texts}
     while not found.done:
         rows = found.advance(table[found.tokens])
         assert found.tokens.dtype == np.int64
         origins = range(len(texts)) if rows is None else rows.tolist()
-        texts = [[*texts[row], int(token)] for row, token in zip(origins, found.tokens, strict=True)]
-        for text, tokens in zip(texts, found.new_tokens(), strict=True):
-            assert text[1 : 1 + len(tokens)] == tokens.tolist()
-    return found.results()
+        texts = [(*texts[row], int(token)) for row, token in zip(origins, found.tokens, strict=True)]
+        followed |= {*texts}
+        for index, token in found.certain():
+            certain.setdefault(index, []).append(token)
+    results = found.results()
+    assert [certain.get(index, []) for index in range(len(results))] == [each.tokens.tolist() for each in results]
+    assert {tuple(each.tokens[:-1].tolist()) for each in results} <= followed
+    return results
 
 
 def told(results: Sequence[Completion]) -> list[tuple[list[int], str]]:
@@ -67,8 +73,12 @@ def test_rows_end_on_their_own_and_are_padded() -> None:
     steps = []
     while not found.done:
         assert found.advance(table[np.minimum(found.tokens, 5)]) is None
-        steps.append((found.tokens.tolist(), [len(tokens) for tokens in found.new_tokens()]))
-    assert steps == [([END, 2, 3], [1, 1, 1]), ([7, 3, END], [1, 2, 2]), ([7, END, 7], [1, 3, 2])]
+        steps.append((found.tokens.tolist(), found.certain()))
+    assert steps == [
+        ([END, 2, 3], [(0, END), (1, 2), (2, 3)]),
+        ([7, 3, END], [(1, 3), (2, END)]),
+        ([7, END, 7], [(1, END)]),
+    ]
     assert told(found.results()) == [([END], "end"), ([2, 3, END], "end"), ([3, END], "end")]
     assert [result.score for result in found.results()] == [None] * 3
 
