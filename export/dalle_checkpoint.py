@@ -13,6 +13,7 @@ import torch
 
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.dalle_library import dalle_pytorch
+from mmrt.export.dalle_vae import new_vae
 from mmrt.export.quiet import quiet
 from mmrt.runtime.errors import ExportError
 
@@ -24,19 +25,16 @@ def load(checkpoint: Checkpoint) -> Any:
     """dalle-pytorch's `DALLE` with all its weights, in fp32 and eval mode. Raises `ExportError`."""
     where = checkpoint.pickle or checkpoint.path / "dalle.json"
     saved, weights = _read_pickle(where) if checkpoint.pickle else _read_folder(checkpoint)
-    options, vae_options = saved.get("hparams"), saved.get("vae_params")
+    options = saved.get("hparams")
     if not isinstance(options, dict):
         raise ExportError(f"{where}: has no hparams, which dalle-pytorch saves")
-    kind = saved.get("vae_class_name") or ("DiscreteVAE" if vae_options else "none that it says")
-    if kind != "DiscreteVAE" or not isinstance(vae_options, dict):
-        raise ExportError(
-            f"{where}: the VAE is {kind}, supported is dalle-pytorch's own DiscreteVAE with its vae_params"
-        )
-    _check(where, options, vae_options)
+    _check(where, options)
     library = dalle_pytorch()
     try:
         with quiet():
-            model = library.DALLE(vae=library.DiscreteVAE(**vae_options), **options)
+            model = library.DALLE(vae=new_vae(where, checkpoint.path, saved), **options)
+    except ExportError:
+        raise
     except Exception as error:  # of wrong parameters, whatever comes
         raise ExportError(f"{where}: dalle-pytorch makes no model of it: {type(error).__name__}: {error}") from error
     _fill(where, model, weights)
@@ -62,7 +60,7 @@ def _read_pickle(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return saved, saved["weights"]
 
 
-def _check(where: Path, options: Mapping[str, Any], vae_options: Mapping[str, Any]) -> None:
+def _check(where: Path, options: Mapping[str, Any]) -> None:
     """That the model's parts are such as `Transformer` knows."""
     kinds = options.get("attn_types") or ("full",)
     for kind in (kinds,) if isinstance(kinds, str) else kinds:
@@ -70,8 +68,6 @@ def _check(where: Path, options: Mapping[str, Any], vae_options: Mapping[str, An
             raise ExportError(f"{where}: attn_types has {kind!r}, supported are {', '.join(_ATTENTION)}")
     if options.get("shift_tokens", True) and options.get("dim", 0) % 4:
         raise ExportError(f"{where}: dim is {options['dim']}, which shift_tokens cannot divide by 4")
-    if vae_options.get("channels", 3) != 3:
-        raise ExportError(f"{where}: pictures of {vae_options['channels']} channels, supported are 3")
 
 
 def _fill(where: Path, model: Any, weights: Mapping[str, Any]) -> None:

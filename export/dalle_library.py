@@ -1,9 +1,9 @@
-"""dalle-pytorch, imported without the packages that only its other VAEs need.
+"""dalle-pytorch, and taming's VQGANs, imported without the packages that only their training needs.
 
-    pip install 'mmrt[export,dalle]' && pip install --no-deps dalle-pytorch
+    pip install 'mmrt[export,dalle]' && pip install --no-deps dalle-pytorch taming-transformers-rom1504
 
-Its declared dependencies do not install beside a present PyTorch, and all that a `DALLE` with its own `DiscreteVAE`
-uses of them are those three. While it is imported, empty modules stand for the rest where they are missing.
+Their declared dependencies do not install beside a present PyTorch, and all that a `DALLE` uses of them are those of
+the extra. While they are imported, modules with nothing behind them stand for the rest. Only VQGANs need taming.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from mmrt.runtime.errors import ExportError
 
-_INSTALL = "pip install 'mmrt[dalle]' && pip install --no-deps dalle-pytorch"
-_UNUSED: dict[str, tuple[str, ...]] = {
-    "omegaconf": ("OmegaConf",),
-    "taming": (),
-    "taming.models": (),
-    "taming.models.vqgan": ("VQModel", "GumbelVQ"),
-    "pkg_resources": ("get_distribution",),
-}
+_INSTALL = "pip install 'mmrt[dalle]' && pip install --no-deps dalle-pytorch taming-transformers-rom1504"
 
 
 def dalle_pytorch() -> Any:
@@ -37,6 +32,17 @@ def dalle_pytorch() -> Any:
         raise ExportError(f"dalle-pytorch cannot be imported ({error}): {_INSTALL}") from None
 
 
+def vqgans() -> Any:
+    """The module `taming.models.vqgan`. What a configuration names for training is not looked for: it is an identity.
+
+    Raises `ExportError` where it is not installed.
+    """
+    if not _installed("taming"):
+        raise ExportError(f"taming, which a VQGAN needs, is not installed: {_INSTALL}")
+    with _stand_ins():
+        return importlib.import_module("taming.models.vqgan")
+
+
 class _Nothing:
     """What an unused name of a missing package is."""
 
@@ -46,18 +52,30 @@ class _Nothing:
         pass
 
 
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "omegaconf": {"OmegaConf": _Nothing},
+    "pkg_resources": {"get_distribution": _Nothing},
+    "pytorch_lightning": {"LightningModule": torch.nn.Module},
+    "taming": {},
+    "taming.models": {},
+    "taming.models.vqgan": {"VQModel": _Nothing, "GumbelVQ": _Nothing},
+}
+_ALWAYS = {"taming.main": {"instantiate_from_config": torch.nn.Identity}}  # the script that trains
+
+
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    missing = [name for name in _UNUSED if not _installed(name.partition(".")[0])]
+    missing = {name: names for name, names in _STAND_INS.items() if not _installed(name.partition(".")[0])} | _ALWAYS
+    before = {name: sys.modules[name] for name in missing if name in sys.modules}
     try:
-        for name in missing:
-            module = types.ModuleType(name)
-            vars(module).update(dict.fromkeys(_UNUSED[name], _Nothing))
-            sys.modules[name] = module
+        for name, names in missing.items():
+            sys.modules[name] = types.ModuleType(name)
+            vars(sys.modules[name]).update(names)
         yield
     finally:
         for name in missing:
-            sys.modules.pop(name, None)
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def _installed(package: str) -> bool:

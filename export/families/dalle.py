@@ -1,7 +1,7 @@
-"""Texts to pictures by way of codes: dalle-pytorch's `DALLE` with its own `DiscreteVAE` (arXiv 2102.12092).
+"""Texts to pictures by way of codes: dalle-pytorch's `DALLE` (arXiv 2102.12092) with its own `DiscreteVAE` or a VQGAN.
 
 A checkpoint is what dalle-pytorch saves (`dalle.pt`), or a folder with `model.safetensors` and `dalle.json`, which
-holds `hparams`, `vae_params` and `vae_class_name` as that file does.
+holds `hparams`, `vae_params` and `vae_class_name` as that file does. Beside it lies a VQGAN's configuration in YAML.
 
 In the loop the codes of pictures are the ids 0 to n - 1, as nothing else is written; text ids are n and above.
 """
@@ -21,6 +21,7 @@ from torch.nn import functional
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.dalle_checkpoint import load, load_tokenizer
 from mmrt.export.dalle_transformer import Transformer
+from mmrt.export.dalle_vae import codes_of, pictures_of
 from mmrt.export.decoder import OPSET
 from mmrt.export.diffusers_reference import test_picture
 from mmrt.export.quiet import quiet
@@ -210,8 +211,7 @@ class Encoder(torch.nn.Module):  # type: ignore[misc]
         self.vae, self.given = vae, given
 
     def forward(self, picture: Any) -> Any:
-        logits = self.vae(picture.permute(0, 3, 1, 2).float() / 255, return_logits=True)
-        codes = logits.argmax(dim=1).flatten(1)[:, : self.given]
+        codes = codes_of(self.vae, picture)[:, : self.given]
         return codes, codes.clone()
 
 
@@ -223,13 +223,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         self.vae = vae
 
     def forward(self, codes: Any) -> Any:
-        return _pixels(self.vae, self.vae.decode(codes))
-
-
-def _pixels(vae: Any, made: Any) -> Any:
-    """What the VAE makes, (rows, 3, height, width), normalised -> uint8 (rows, height, width, 3)."""
-    mean, deviation = (torch.tensor(each)[:, None, None] for each in vae.normalization or ((0.0,) * 3, (1.0,) * 3))
-    return ((made * deviation + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return pictures_of(self.vae, codes)
 
 
 # ---------------------------------------------------------------- the source model's own answers
@@ -243,8 +237,7 @@ def _reference(model: Any, transformer: Transformer, tokenizer: tokenizers.Token
     arrays: dict[str, AnyArray] = {}
     cases = []
     with quiet(), torch.no_grad():
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-        first = model.vae.get_codebook_indices(images)[:, :given]
+        first = codes_of(model.vae, torch.from_numpy(pictures))[:, :given]
         runs = {"greedy": (1.0, first[:, :0])}
         if model.image_seq_len <= _SHORT or _cached(model):
             runs["guided"] = 3.0, first[:, :0]
@@ -258,7 +251,7 @@ def _reference(model: Any, transformer: Transformer, tokenizer: tokenizers.Token
                 if closest > _CLOSE:
                     break
             arrays[f"run/{name}/out/sequences"] = codes[:, start.shape[1] :].numpy()
-            arrays[f"run/{name}/out/pixels"] = _pixels(model.vae, model.vae.decode(codes)).numpy()
+            arrays[f"run/{name}/out/pixels"] = pictures_of(model.vae, codes).numpy()
             cases.append(Case(name=name, request={"prompt": list(prompts), "guidance": scale, "temperature": 0.0}))
         arrays |= {"graph/encoder/0/in/picture": pictures, "graph/encoder/0/out/given_codes": first.numpy()}
         arrays |= {"graph/decoder/0/in/codes": codes.numpy()}
