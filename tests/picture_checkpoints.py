@@ -1,10 +1,14 @@
-"""Tiny random checkpoints of BLIP, for captions and for answers, and of GIT; and pictures to show to models."""
+"""Tiny random checkpoints of BLIP, for captions and for answers, and of GIT; and pictures to show to models.
+
+Layer counts, heads, widths and activations differ among them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,16 +21,9 @@ from mmrt.runtime.pipeline import Pipeline
 POSITIONS = 128
 
 
-def blip_captions(folder: Path) -> Path:
-    """Two layers; the start's token is beyond the tokenizer's vocabulary, as in the checkpoints that there are."""
-    return _blip(folder, "BlipForConditionalGeneration", end=-5.0, layers=2, heads=4)
-
-
-def blip_answers(folder: Path) -> Path:
-    return _blip(folder, "BlipForQuestionAnswering", end=-4.0, layers=1, heads=2)
-
-
-def git(folder: Path) -> Path:
+def git(
+    folder: Path, end: float, vision: Mapping[str, Any] = MappingProxyType({}), crop: int = 32, **text: Any
+) -> Path:
     """One width of what is seen and another of the text; pictures become squares by cutting."""
     import torch
     import transformers
@@ -34,21 +31,25 @@ def git(folder: Path) -> Path:
 
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder)
-    start, end = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
+    start, sep = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
     config = transformers.GitConfig(
         vision_config={
             "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3,
-            "image_size": 32, "patch_size": 8, "initializer_range": 0.3,
+            "image_size": crop, "patch_size": 8, "initializer_range": 0.3, **vision,
         },
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=POSITIONS, initializer_range=0.3, bos_token_id=start, eos_token_id=end, pad_token_id=0,
+        vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, initializer_range=0.3, pad_token_id=0,
+        bos_token_id=start, eos_token_id=sep,
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, **text},
     )  # fmt: skip
     model = transformers.GitForCausalLM(config)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
-    return _save(folder, model, model.output.weight, end, -3.0, processor, tokenizer)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": crop + 4}, crop_size={"height": crop, "width": crop})
+    return _save(folder, model, model.output.weight, sep, end, processor, tokenizer)
 
 
-def _blip(folder: Path, kind: str, end: float, layers: int, heads: int) -> Path:
+def blip(
+    folder: Path, kind: str, end: float, vision: Mapping[str, Any] = MappingProxyType({}), side: int = 48, **text: Any
+) -> Path:
+    """The start's token is beyond the tokenizer's vocabulary, as in the checkpoints that there are."""
     import torch
     import transformers
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -58,18 +59,19 @@ def _blip(folder: Path, kind: str, end: float, layers: int, heads: int) -> Path:
     sep = tokenizer.convert_tokens_to_ids("[SEP]")
     config = transformers.BlipConfig(
         text_config={
-            "vocab_size": len(tokenizer) + 2, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "max_position_embeddings": POSITIONS, "initializer_range": 0.3,
+            "vocab_size": len(tokenizer) + 2, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": POSITIONS, "initializer_range": 0.3,
             "bos_token_id": len(tokenizer), "sep_token_id": sep, "pad_token_id": 0, "tie_word_embeddings": False,
+            **text,
         },
         vision_config={
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "image_size": 48, "patch_size": 16, "initializer_range": 0.3,
+            "image_size": side, "patch_size": 16, "initializer_range": 0.3, **vision,
         },
         tie_word_embeddings=False,
     )  # fmt: skip
     model = getattr(transformers, kind)(config)
-    processor = BlipImageProcessorPil(size={"height": 48, "width": 48})
+    processor = BlipImageProcessorPil(size={"height": side, "width": side})
     output = model.text_decoder.get_output_embeddings().weight
     return _save(folder, model, output, sep, end, processor, tokenizer)
 
@@ -91,7 +93,39 @@ def _tokenizer(folder: Path) -> Any:
     return made
 
 
-CHECKPOINTS: dict[str, Callable[[Path], Path]] = {"BLIP": blip_captions, "BLIP, answers": blip_answers, "GIT": git}
+_captions = partial(blip, kind="BlipForConditionalGeneration")
+_answers = partial(blip, kind="BlipForQuestionAnswering")
+CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+    "BLIP": partial(_captions, end=-5.0),
+    "BLIP, answers": partial(_answers, end=-4.0, num_hidden_layers=1, num_attention_heads=2),
+    "GIT": partial(git, end=-3.0),
+}
+OTHERS: dict[str, Callable[[Path], Path]] = {
+    "BLIP, narrow": partial(
+        _captions, end=-3.0, side=32, vision={"num_hidden_layers": 1, "hidden_act": "relu", "layer_norm_eps": 1e-3},
+        hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=3, hidden_act="relu",
+    ),
+    "BLIP, deep": partial(
+        _captions, end=-5.0, vision={"patch_size": 8, "num_attention_heads": 2}, hidden_size=40, num_hidden_layers=3,
+        num_attention_heads=5, layer_norm_eps=1e-3, initializer_range=0.6,
+    ),
+    "BLIP, narrow answers": partial(
+        _answers, end=5.0, vision={"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1},
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, hidden_act="relu", initializer_range=0.2,
+    ),
+    "BLIP, deep answers": partial(
+        _answers, end=2.5, vision={"hidden_size": 40, "num_hidden_layers": 1}, hidden_size=40, num_hidden_layers=3,
+        num_attention_heads=5, layer_norm_eps=1e-3, initializer_range=0.2,
+    ),
+    "GIT, narrow": partial(
+        git, end=-3.0, crop=24, vision={"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2},
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, hidden_act="relu",
+    ),
+    "GIT, deep": partial(
+        git, end=-3.0, vision={"patch_size": 16, "hidden_act": "gelu"}, hidden_size=40, num_hidden_layers=3,
+        num_attention_heads=5, layer_norm_eps=1e-3,
+    ),
+}  # fmt: skip
 
 
 @cache

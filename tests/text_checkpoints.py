@@ -98,23 +98,30 @@ def mbart(folder: Path, sizes: Mapping[str, Any] = _MBART, end: float = 2.6, **c
     return _save(transformers.MBartForConditionalGeneration(config), folder, tokenizer, end=end)
 
 
-def marian(folder: Path, sizes: Mapping[str, Any] = _MARIAN, end: float = 2.6, beams: int = 6, **changes: Any) -> Path:
+def marian(
+    folder: Path,
+    sizes: Mapping[str, Any] = _MARIAN,
+    end: float = 2.6,
+    layers: float = 1.0,
+    beams: int = 6,
+    **changes: Any,
+) -> Path:
     """Two target languages, said before the text; the padding starts texts, and never comes in them."""
     import transformers
 
     tokenizer = _tokenizer("Marian", folder)
     pad = tokenizer.pad_token_id
-    usual = {"activation_function": "swish", "static_position_embeddings": True, "scale_embedding": True}
+    usual: dict[str, Any] = {"activation_function": "swish", "static_position_embeddings": True}
+    usual |= {"scale_embedding": True, "tie_word_embeddings": False}
     config = transformers.MarianConfig(
         **_sizes(len(tokenizer), **sizes),
-        tie_word_embeddings=False,
         pad_token_id=pad, bos_token_id=0, eos_token_id=0, decoder_start_token_id=pad, forced_eos_token_id=0,
         **{**usual, **changes},
     )  # fmt: skip
     model = transformers.MarianMTModel(config)
     model.generation_config.bad_words_ids = [[pad]]
     model.generation_config.num_beams = beams
-    return _save(model, folder, tokenizer, end=end)
+    return _save(model, folder, tokenizer, end=end, layers=layers)
 
 
 def m2m100(folder: Path) -> Path:
@@ -290,6 +297,10 @@ TRANSLATORS: dict[str, Callable[[Path], Path]] = {
     "Marian, one beam": partial(
         marian, sizes={"width": 24, "encoder": (2, 4, 24), "decoder": (1, 2, 24)}, end=6.0, beams=1,
         activation_function="gelu",
+    ),
+    "Marian, tied": partial(
+        marian, sizes={"width": 32, "encoder": (1, 4, 48), "decoder": (2, 4, 48)}, end=6.0, layers=2.0,
+        scale_embedding=False, activation_function="relu", tie_word_embeddings=True,
     ),
     "M2M100": m2m100,
     "NLLB": nllb,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
@@ -88,8 +91,13 @@ def _processor(kind: str) -> Any:
     )
 
 
-def janus(folder: Path) -> Path:
-    """Draws pictures of 16 pixels in 8 x 8 codes; reads none here, though it could."""
+def janus(
+    folder: Path,
+    text: Mapping[str, Any] = MappingProxyType({}),
+    vision: Mapping[str, Any] = MappingProxyType({}),
+    codes: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """Draws pictures of 16 pixels in 8 x 8 codes, or as changed; reads none here, though it could."""
     import torch
     import transformers
     from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
@@ -106,15 +114,16 @@ def janus(folder: Path) -> Path:
         text_config={
             "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
-            "max_position_embeddings": LIMIT,
+            "max_position_embeddings": LIMIT, **text,
         },
         vision_config={
             "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32, "patch_size": 4,
-            "num_image_tokens": 64, "projection_dim": 32, "mlp_ratio": 1.0,
+            "num_image_tokens": 64, "projection_dim": 32, "mlp_ratio": 1.0, **vision,
         },
         vq_config={
             "embed_dim": 8, "num_embeddings": 96, "latent_channels": 16, "base_channels": 32, "num_res_blocks": 1,
             "channel_multiplier": [1, 2], "projection_dim": 32, "image_token_embed_dim": 32, "initializer_range": 0.3,
+            **codes,
         },
     )  # fmt: skip
     model = transformers.JanusForConditionalGeneration(config)
@@ -127,4 +136,26 @@ def janus(folder: Path) -> Path:
     return folder
 
 
-CHECKPOINTS = {"SmolVLM": smolvlm, "Idefics3": idefics3}
+def smolvlm_wide(folder: Path) -> Path:
+    """One layer, each head with keys of its own, another activation."""
+    return _save(
+        folder, "SmolVLM", end=3.0, scale=2, patch=8, hidden_size=40, num_attention_heads=5, num_key_value_heads=5,
+        num_hidden_layers=1, hidden_act="gelu", rms_norm_eps=1e-3,
+    )  # fmt: skip
+
+
+CHECKPOINTS = {"SmolVLM": smolvlm, "Idefics3": idefics3, "SmolVLM, wide": smolvlm_wide}
+JANUS: dict[str, Callable[[Path], Path]] = {
+    "Janus": janus,
+    "Janus, 32 pixels": partial(
+        janus,
+        text={"num_hidden_layers": 1, "num_key_value_heads": 4, "hidden_act": "gelu"},
+        codes={"channel_multiplier": [1, 1, 2], "num_embeddings": 200, "embed_dim": 4},
+    ),
+    "Janus, 4 x 4 codes": partial(
+        janus,
+        text={"hidden_size": 40, "num_attention_heads": 5, "num_key_value_heads": 1, "num_hidden_layers": 3},
+        vision={"patch_size": 8, "num_image_tokens": 16, "projection_dim": 40},
+        codes={"num_res_blocks": 2, "projection_dim": 40, "image_token_embed_dim": 40},
+    ),
+}

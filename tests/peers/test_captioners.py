@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from checkpoints import export_bundle  # noqa: E402
-from picture_checkpoints import CHECKPOINTS, POSITIONS, pictures, written  # noqa: E402
+from picture_checkpoints import CHECKPOINTS, OTHERS, POSITIONS, pictures, written  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import mmrt  # noqa: E402
@@ -80,7 +80,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]
     def made(name: str) -> Source:
         folder = tmp_path_factory.mktemp("pictures")
         with quiet():
-            checkpoint = CHECKPOINTS[name](folder / "checkpoint")
+            checkpoint = {**CHECKPOINTS, **OTHERS}[name](folder / "checkpoint")
         return Source(checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
 
     return made
@@ -94,8 +94,10 @@ def source(request: pytest.FixtureRequest, sources: Callable[[str], Source]) -> 
 # ---------------------------------------------------------------- token by token
 
 
-def test_texts(source: Source) -> None:
+@pytest.mark.parametrize("name", [*CHECKPOINTS, *OTHERS])
+def test_texts(sources: Callable[[str], Source], name: str) -> None:
     """Prompts of one batch differ in length, and so does what follows; some of it ends early."""
+    source = sources(name)
     every, early = set(), 0
     for beams in (1, 4):
         for count in (1, 4):
@@ -112,7 +114,7 @@ def test_texts(source: Source) -> None:
     assert max(len({*tokens}) for tokens in every) > 5
 
 
-@pytest.mark.parametrize("name", CAPTIONERS)
+@pytest.mark.parametrize("name", [*CAPTIONERS, *(name for name in OTHERS if "answers" not in name)])
 @pytest.mark.parametrize("beams", [1, 4])
 def test_without_a_text(sources: Callable[[str], Source], name: str, beams: int) -> None:
     source = sources(name)

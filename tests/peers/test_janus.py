@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from checkpoints import export_bundle  # noqa: E402
-from vision_language_checkpoints import janus  # noqa: E402
+from vision_language_checkpoints import JANUS, janus  # noqa: E402
 
 import mmrt  # noqa: E402
 from mmrt.export.checkpoint import Checkpoint  # noqa: E402
@@ -79,18 +79,26 @@ def source(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Source
     return Source(checkpoint, export_bundle(checkpoint, tmp_path_factory.mktemp("janus") / "bundle.mmrt"))
 
 
+@pytest.fixture(scope="module", params=JANUS)
+def each(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder = tmp_path_factory.mktemp("janus")
+    with quiet():
+        checkpoint = JANUS[request.param](folder / "checkpoint")
+    return Source(checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
+
+
 @pytest.mark.parametrize("scale", [1.5, 3.0, 8.0])
-def test_codes_and_pixels(source: Source, scale: float) -> None:
+def test_codes_and_pixels(each: Source, scale: float) -> None:
     """Each text by itself, and all of them at once, whose prompts differ in length."""
-    wanted = torch.cat([source.theirs([text], scale) for text in TEXTS])
-    assert torch.equal(source.theirs(TEXTS, scale), wanted)
+    wanted = torch.cat([each.theirs([text], scale) for text in TEXTS])
+    assert torch.equal(each.theirs(TEXTS, scale), wanted)
     assert len({tuple(row) for row in wanted.tolist()}) > 1
     for texts in ([text] for text in TEXTS):
-        found = source.pipeline.arrays(prompt=texts, guidance=scale, temperature=0.0)["sequences"]
+        found = each.pipeline.arrays(prompt=texts, guidance=scale, temperature=0.0)["sequences"]
         assert np.array_equal(found, wanted[TEXTS.index(texts[0])][None])
-    arrays = source.pipeline.arrays(prompt=TEXTS, guidance=scale, temperature=0.0)
+    arrays = each.pipeline.arrays(prompt=TEXTS, guidance=scale, temperature=0.0)
     assert np.array_equal(arrays["sequences"], wanted)
-    error = np.mean((arrays["pixels"].astype(np.float64) - source.pixels(wanted)) ** 2)
+    error = np.mean((arrays["pixels"].astype(np.float64) - each.pixels(wanted)) ** 2)
     assert 10 * np.log10(255**2 / max(error, 1e-6)) > 40
     assert arrays["pixels"].std() > 10
 
