@@ -1,7 +1,8 @@
 """How raw logits become the scores of the next token, in the order and with the numbers of transformers' generate().
 
-Nothing here writes into its arguments. Scores are float32; a token that cannot come has the score -inf. Histories are
-the tokens of every row, prompt and all.
+Scores are float32; a token that cannot come has the score -inf. Rules for all rows write into the scores they are
+given, as a copy of a whole vocabulary costs a token more than they do. Histories are the tokens of every row, prompt
+and all.
 """
 
 from __future__ import annotations
@@ -21,30 +22,29 @@ if TYPE_CHECKING:
 LEAST = np.float32(-np.inf)
 
 
-def process(scores: Float32, rules: Rules, histories: Callable[[], Sequence[Int64]], new: int) -> Float32:
-    """The scores (rows, vocabulary) under the rules that hold however a token is chosen; `new` tokens came so far.
+def process(scores: Float32, rules: Rules, histories: Callable[[], Sequence[Int64]], new: int) -> None:
+    """Apply to scores (rows, vocabulary) the rules that hold however a token is chosen; `new` tokens came so far.
 
-    The same array comes back where no rule has anything to say. The histories are asked for where a rule looks at them.
+    The histories are asked for where a rule looks at them.
     """
     if rules.repetition_penalty != 1:
-        scores = repetition_penalty(scores, histories(), rules.repetition_penalty)
+        repetition_penalty(scores, histories(), rules.repetition_penalty)
     if rules.no_repeat_ngram_size:
-        scores = no_repeat_ngram(scores, histories(), rules.no_repeat_ngram_size)
+        no_repeat_ngram(scores, histories(), rules.no_repeat_ngram_size)
     if new < rules.min_new_tokens and rules.ends:
-        scores = forbid(scores, rules.ends)
+        forbid(scores, rules.ends)
     if new < len(rules.forced):
-        scores = force(scores, rules.forced[new])
+        force(scores, rules.forced[new])
     if new == rules.max_new_tokens - 1 and rules.forced_end is not None:
-        scores = force(scores, rules.forced_end)
+        force(scores, rules.forced_end)
     suppressed = rules.suppressed
     if new == len(rules.forced):
         suppressed += rules.begin_suppressed
     if suppressed:
-        scores = forbid(scores, suppressed)
+        forbid(scores, suppressed)
     if rules.timestamps is not None:
         written = [tokens[len(tokens) - new :] for tokens in histories()]
-        scores = timestamps(scores, rules.timestamps, rules.ends[0], written)
-    return scores
+        timestamps(scores, rules.timestamps, rules.ends[0], written)
 
 
 def warp(scores: Float32, rules: Rules) -> Float32:
@@ -65,59 +65,54 @@ def warp(scores: Float32, rules: Rules) -> Float32:
 # ---------------------------------------------------------------- all rows at once, (rows, vocabulary)
 
 
-def repetition_penalty(scores: Float32, histories: Sequence[Int64], penalty: float) -> Float32:
+def repetition_penalty(scores: Float32, histories: Sequence[Int64], penalty: float) -> None:
     """Every token that came before: a score below 0 times `penalty`, any other divided by it.
 
     Equal to `RepetitionPenaltyLogitsProcessor` (arXiv 1909.05858, section 4.1).
     """
-    scores, factor = scores.copy(), np.float32(penalty)
+    factor = np.float32(penalty)
     for row, tokens in zip(scores, histories, strict=True):
         seen = tokens[tokens < len(row)]  # a prompt may hold tokens that the model reads and never writes
         before = row[seen]
         row[seen] = np.where(before < 0, before * factor, before / factor)
-    return scores
 
 
-def no_repeat_ngram(scores: Float32, histories: Sequence[Int64], size: int) -> Float32:
+def no_repeat_ngram(scores: Float32, histories: Sequence[Int64], size: int) -> None:
     """Forbid what would end a run of `size` tokens that came before. Equal to `NoRepeatNGramLogitsProcessor`."""
-    scores = scores.copy()
     for row, tokens in zip(scores, histories, strict=True):
         if len(tokens) >= size:
             runs = sliding_window_view(tokens, size)
             again = runs[(runs[:, :-1] == tokens[len(tokens) + 1 - size :]).all(axis=1), -1]
             row[again[again < len(row)]] = LEAST
-    return scores
 
 
-def forbid(scores: Float32, tokens: Iterable[int]) -> Float32:
+def forbid(scores: Float32, tokens: Iterable[int]) -> None:
     """Forbid `tokens`; one that is not in the vocabulary is none of it.
 
     Equal to `SuppressTokensLogitsProcessor`, and while their time is to `SuppressTokensAtBeginLogitsProcessor` and
     `MinNewTokensLengthLogitsProcessor`.
     """
-    scores = scores.copy()
     scores[:, [token for token in tokens if 0 <= token < scores.shape[1]]] = LEAST
-    return scores
 
 
-def force(scores: Float32, token: int) -> Float32:
+def force(scores: Float32, token: int) -> None:
     """Forbid all but `token`, whose score is 0.
 
     Equal, while their time is, to `ForcedBOSTokenLogitsProcessor` and `ForcedEOSTokenLogitsProcessor`.
     """
-    scores = np.full_like(scores, LEAST)
+    scores[:] = LEAST
     scores[:, token] = 0
-    return scores
 
 
-def timestamps(scores: Float32, times: Timestamps, end: int, written: Sequence[Int64]) -> Float32:
+def timestamps(scores: Float32, times: Timestamps, end: int, written: Sequence[Int64]) -> None:
     """Let times come in pairs around segments, rising, one first of all, and none but `end` after a text's last.
 
     Where all times together are more likely than any other token, one comes. `written` are the new tokens of every row,
     equally many; `end` is the token after which there are only special ones. Equal to
     `WhisperTimeStampLogitsProcessor`.
     """
-    scores, first = forbid(scores, (times.without,)), times.first
+    first = times.first
+    forbid(scores, (times.without,))
     for row, tokens in zip(scores, written, strict=True):
         closing = len(tokens) > 0 and tokens[-1] >= first
         paired = len(tokens) < 2 or tokens[-2] >= first
@@ -133,7 +128,6 @@ def timestamps(scores: Float32, times: Timestamps, end: int, written: Sequence[I
             scores[:, first + times.initial + 1 :] = LEAST
     probabilities = np.exp(log_softmax(scores))
     scores[probabilities[:, first:].sum(axis=1) > probabilities[:, :first].max(axis=1), :first] = LEAST
-    return scores
 
 
 # ---------------------------------------------------------------- one row that is drawn from, (vocabulary,)

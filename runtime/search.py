@@ -113,7 +113,7 @@ class Search(Protocol):
     done: bool
 
     def advance(self, logits: Float32) -> Int64 | None:
-        """Choose by float32 (rows, vocabulary), which is left as it is.
+        """Choose by float32 (rows, vocabulary), which is written over.
 
         Returns which row every row goes on from, (rows,), or None where all stay.
         """
@@ -156,8 +156,8 @@ class Rows:
     def advance(self, logits: Float32) -> None:
         """Take the most likely token of every row, or draw one."""
         history, rules = self._history, self._rules
-        scores = process(logits, rules, history.rows, history.new)
-        chosen = scores.argmax(axis=1) if rules.temperature == 0 else self._draw(scores)
+        process(logits, rules, history.rows, history.new)
+        chosen = logits.argmax(axis=1) if rules.temperature == 0 else self._draw(logits)
         if self._results:
             chosen[list(self._results)] = rules.pad
         history.append(chosen)
@@ -210,7 +210,8 @@ class Beams:
         """Let every beam go on with its best tokens, and keep the best of all of a prompt."""
         history, rules = self._history, self._rules
         beams, size = rules.beams, logits.shape[1]
-        sums = process(log_softmax(logits), rules, history.rows, history.new)
+        sums = log_softmax(logits)
+        process(sums, rules, history.rows, history.new)
         sums += self._scores.reshape(-1, 1)
         sums = sums.reshape(-1, beams * size)
         count = min(max(2, 1 + len(rules.ends)) * beams, beams * size)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,12 @@ def left(scores: np.ndarray) -> list[int]:
 # all rows at once
 
 
+def applied(rule: Callable[..., None], scores: np.ndarray, *rest: Any) -> np.ndarray:
+    found = scores.copy()
+    rule(found, *rest)
+    return found
+
+
 @given(scores=rows, seed=st.integers(0, 1000), penalty=st.sampled_from([0.5, 1.3, 5.0]))
 @settings(max_examples=50, deadline=None)
 def test_repetition_penalty(scores: np.ndarray, seed: int, penalty: float) -> None:
@@ -41,14 +49,14 @@ def test_repetition_penalty(scores: np.ndarray, seed: int, penalty: float) -> No
     for row, tokens in zip(expected, histories, strict=True):
         for token in set(tokens.tolist()) & set(range(len(row))):
             row[token] = row[token] * np.float32(penalty) if row[token] < 0 else row[token] / np.float32(penalty)
-    np.testing.assert_array_equal(logits.repetition_penalty(scores, histories, penalty), expected)
+    np.testing.assert_array_equal(applied(logits.repetition_penalty, scores, histories, penalty), expected)
 
 
 @given(scores=rows, seed=st.integers(0, 1000), size=st.integers(1, 4))
 @settings(max_examples=100, deadline=None)
 def test_no_repeat_ngram(scores: np.ndarray, seed: int, size: int) -> None:
     histories = [np.random.default_rng(seed + row).integers(0, 4, seed % 30) for row in range(3)]
-    forbidden = logits.no_repeat_ngram(scores, histories, size)
+    forbidden = applied(logits.no_repeat_ngram, scores, histories, size)
     for row, tokens, before in zip(forbidden, histories, scores, strict=True):
         runs = {tuple(tokens[i : i + size].tolist()) for i in range(len(tokens) - size + 1)}
         for token in range(len(row)):
@@ -60,9 +68,9 @@ def test_no_repeat_ngram(scores: np.ndarray, seed: int, size: int) -> None:
 def test_forbid_and_force() -> None:
     scores = np.arange(8, dtype=np.float32).reshape(2, 4)
     np.testing.assert_array_equal(
-        logits.forbid(scores, (1, 3, 4, -1)), [[0, -INF, 2, -INF], [4, -INF, 6, -INF]]
+        applied(logits.forbid, scores, (1, 3, 4, -1)), [[0, -INF, 2, -INF], [4, -INF, 6, -INF]]
     )  # 4 and -1 are not of the vocabulary
-    np.testing.assert_array_equal(logits.force(scores, 2), [[-INF, -INF, 0, -INF]] * 2)
+    np.testing.assert_array_equal(applied(logits.force, scores, 2), [[-INF, -INF, 0, -INF]] * 2)
 
 
 RULES = {
@@ -82,21 +90,23 @@ RULES = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_leaves_its_arguments_as_they_are(name: str) -> None:
+def test_every_rule_says_something(name: str) -> None:
     scores = np.random.default_rng(0).normal(0, 3, (1, 6)).astype(np.float32)
     before, rules = scores.copy(), RULES[name]
-    scores.flags.writeable = False
-    processed = logits.process(scores, rules, lambda: [np.array([3, 4])], 0)
-    warped = logits.warp(processed[0], rules) if rules.temperature else processed[0]
-    np.testing.assert_array_equal(scores, before)
-    assert warped.dtype == np.float32
-    assert (warped != before[0]).any()
+    logits.process(scores, rules, lambda: [np.array([3, 4])], 0)
+    assert (scores != before).any() == (not rules.temperature)
+    if rules.temperature:
+        scores.flags.writeable = False
+        warped = logits.warp(scores[0], rules)
+        assert warped.dtype == np.float32
+        assert (warped != before[0]).any()
 
 
-def test_without_a_rule_nothing_is_copied() -> None:
+def test_without_a_rule_nothing_changes() -> None:
     scores = np.zeros((1, 4), np.float32)
+    scores.flags.writeable = False
     rules = Rules(9, ends=(3,), min_new_tokens=2, forced=(1,), forced_end=3, begin_suppressed=(2,))
-    assert logits.process(scores, rules, lambda: [np.array([3])], 2) is scores
+    logits.process(scores, rules, lambda: [np.array([3])], 2)
     assert logits.warp(scores[0], Rules(9, temperature=1.0)).base is scores
 
 
@@ -104,7 +114,7 @@ def test_times_of_the_rules() -> None:
     """Two forced tokens, then one that may not be 5, an end from the fourth on, and a forced end."""
     rules = Rules(6, ends=(3,), min_new_tokens=3, forced=(1, 2), forced_end=3, suppressed=(0,), begin_suppressed=(5,))
     scores = np.ones((1, 6), np.float32)
-    allowed = [left(logits.process(scores, rules, lambda: [np.array([0])], new)[0]) for new in range(6)]
+    allowed = [left(applied(logits.process, scores, rules, lambda: [np.array([0])], new)[0]) for new in range(6)]
     assert allowed == [[1], [2], [1, 2, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [3]]
 
 

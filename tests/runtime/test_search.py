@@ -118,14 +118,6 @@ def test_histories_start_with_the_prompt_of_their_row() -> None:
     assert [tokens for tokens, _ in told(run(found, table))] == [[0], [2]]
 
 
-def test_logits_are_read_only() -> None:
-    for rules in (Rules(2, suppressed=(1,), repetition_penalty=2.0), Rules(2, beams=2), Rules(2, temperature=1.0)):
-        found = search(rules, prompts([1]), [lambda: 0.5])
-        scores = language(0, 6)[found.tokens]
-        scores.flags.writeable = False
-        found.advance(scores)
-
-
 @pytest.mark.parametrize("returned", [1, 3])
 def test_drawn_results_take_a_number_a_token_each_from_its_own(returned: int) -> None:
     """Half a step into each probability: the number picks the token; a row that ended takes none any more."""
