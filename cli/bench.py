@@ -55,7 +55,8 @@ def bench(
     pipeline = load(**options)
     name = positional(pipeline.manifest)
     request = {"seed": 0} | inputs if "seed" in pipeline.manifest.inputs else inputs
-    if name is not None:
+    alone = name is not None and pipeline.manifest.inputs[name].optional and "image" in inputs  # type: ignore[union-attr]
+    if name is not None and (texts or not alone):
         request = {name: list(texts) or ["a red heart"]} | request
     for name, spec in pipeline.manifest.inputs.items():
         if isinstance(spec, Image | Audio) and spec.required and name not in request:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,9 @@ from mmrt.runtime import media
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import RequestError
 from mmrt.runtime.events import Done, Event, Result, Step, Token
+from mmrt.runtime.files import whole
 from mmrt.runtime.pipeline import load
+from mmrt.runtime.similarity import ranked
 
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\ufffd") | {ord("\n"): "\n", ord("\t"): "\t"}
 
@@ -36,6 +37,8 @@ _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\ufffd") | {ord("
     help="Where to [pictures: out.png; texts: the terminal]. Names that end in .srt or .vtt make subtitles.",
 )
 @click.option("--grid", is_flag=True, help="Several pictures as one sheet.")
+@click.option("--rank", type=click.Path(path_type=Path), help="A bundle, such as CLIP's: best fitting pictures first.")
+@click.option("--keep", type=click.IntRange(1), help="With --rank: only so many pictures of each text.")
 @click.option("--preview", is_flag=True, help="Rewrite the output with what is seen so far, while it works.")
 @load_options
 @click.option("--json", "as_json", is_flag=True, help="The result with its timings and what made it, as JSON.")
@@ -45,6 +48,8 @@ def generate(
     texts: tuple[str, ...],
     output: Path | None,
     grid: bool,
+    rank: Path | None,
+    keep: int | None,
     preview: bool,
     device: str,
     engine: str,
@@ -58,18 +63,25 @@ def generate(
     Texts that a bundle makes stream to the terminal as they come, several one after the other at the end.
     `mmrt generate BUNDLE --help` also lists the inputs that the bundle takes.
     """
-    pictures = "image" in Bundle(bundle).manifest.outputs
+    manifest = Bundle(bundle).manifest
+    pictures = "image" in manifest.outputs
+    if all(isinstance(each, m.VectorOutput) for each in manifest.outputs.values()):
+        raise RequestError(f"{bundle} makes vectors: mmrt embed {bundle}")
     if pictures:
         output = output or Path("out.png")
         if output.suffix.lower() != ".png":
             raise RequestError(f"{output}: pictures are written as PNG; give a name that ends in .png")
-    elif grid or preview:
-        raise RequestError(f"--{'grid' if grid else 'preview'} is for pictures, {bundle} makes texts")
+    elif grid or preview or rank:
+        option = "grid" if grid else "preview" if preview else "rank"
+        raise RequestError(f"--{option} is for pictures, {bundle} makes texts")
+    if keep is not None and rank is None:
+        raise RequestError("--keep is for pictures in the order of --rank")
     if output is not None:
         _check_output(output)
     start = time.perf_counter()
     pipeline = load(bundle, device, engine, precision)
     loaded = time.perf_counter() - start
+    ranker = load(rank, device, engine, precision) if rank else None
     name = positional(pipeline.manifest)
     if texts and name is None:
         raise RequestError(f"{pipeline.manifest.name} takes no text, {texts[0]!r} was given")
@@ -81,6 +93,8 @@ def generate(
     if pictures:
         assert output is not None
         result = _follow(events, output if preview else None, grid, quiet or as_json)
+        if ranker is not None:
+            result = ranked(result, ranker, name, keep)
         paths = _save(result, output, grid)
         if as_json:
             _print_json(result, {"images": list(map(str, paths))})
@@ -129,16 +143,8 @@ def _safe(text: str) -> str:
 
 
 def _write_text(output: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    beside = output.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(output)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise RequestError(f"{output}: cannot be written: {error.strerror or error}") from None
+    with whole(output) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _print_json(result: Result, answer: dict[str, Any]) -> None:

@@ -153,7 +153,8 @@ def flowchart(manifest: m.Manifest) -> list[str]:
 
 
 def _kind(output: m.Output) -> str:
-    return f"{'text' if isinstance(output, m.TextOutput) else 'picture'}, from {output.source}"
+    kinds = {m.TextOutput: "text", m.ImageOutput: "picture", m.VectorOutput: "vector"}
+    return f"{kinds[type(output)]}, from {output.source}"
 
 
 def _size(manifest: m.Manifest, file: str) -> int:

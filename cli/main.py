@@ -8,6 +8,7 @@ import warnings
 import click
 
 from mmrt.cli.bench import bench
+from mmrt.cli.embed import embed, score
 from mmrt.cli.export import export
 from mmrt.cli.generate import generate
 from mmrt.cli.inspect import inspect
@@ -22,7 +23,7 @@ def cli() -> None:
     """Export multimodal generators from torch once, and run them without it."""
 
 
-for command in (export, generate, verify, inspect, bench):
+for command in (export, generate, embed, score, verify, inspect, bench):
     cli.add_command(command)
 
 

@@ -76,7 +76,8 @@ def describe(spec: m.Input) -> tuple[str, str]:
     """What an input takes and what it is when left out, as words."""
     match spec:
         case m.Text():
-            return "text", repr(spec.default) if spec.default is not None else "must be given"
+            without = "none" if spec.optional else "must be given"
+            return "text", repr(spec.default) if spec.default is not None else without
         case m.Image():
             return "picture", "must be given" if spec.required else "none"
         case m.Audio():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrt.runtime.manifest import Audio, File, Image, Input, Manifest, Size
+from mmrt.runtime.manifest import Audio, File, Image, Input, Manifest, Size, VectorOutput
 from mmrt.runtime.receipt import Check
 
 
@@ -13,10 +13,11 @@ def model_card(
 ) -> str:
     """README.md: the task, the inputs, the graphs, what was measured against the source model, and the licence."""
     source = manifest.source
+    command = "embed" if all(isinstance(each, VectorOutput) for each in manifest.outputs.values()) else "generate"
     parts = [
         f"# {manifest.name}",
         f"{manifest.task}, made by mmrt from a checkpoint of the family {source.family}.",
-        f"    mmrt generate {manifest.name}.mmrt {_request(manifest)}\n    mmrt verify {manifest.name}.mmrt",
+        f"    mmrt {command} {manifest.name}.mmrt {_request(manifest)}\n    mmrt verify {manifest.name}.mmrt",
         *notes,
         "## Inputs\n\n" + "\n".join(f"- `{name}`: {_describe(value)}" for name, value in manifest.inputs.items()),
         "## Graphs\n\n" + _graphs(manifest, sizes),

@@ -145,6 +145,7 @@ def _manifest(source: Checkpoint, recipe: Recipe, graphs: dict[str, m.Graph], na
         graphs=graphs,
         program=recipe.program,
         files=writer.list_files(folder),
+        similarity=recipe.similarity,
     )
 
 

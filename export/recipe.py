@@ -45,7 +45,7 @@ class Recipe:
     `inputs`, `outputs` and `program` are the manifest's; `graphs` are exported one after the other. `components` are
     the folders of the checkpoint whose weights they hold. `files` are further files by their paths in the bundle, such
     as tokenizers. `reference` runs the source model itself on seeded inputs.
-    `notes` are paragraphs for the model card.
+    `notes` are paragraphs for the model card; `similarity` is the manifest's.
     """
 
     task: str
@@ -59,3 +59,4 @@ class Recipe:
     components: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    similarity: manifest.Similarity | None = None

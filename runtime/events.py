@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
+from mmrt.runtime.arrays import Float32
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -75,6 +79,14 @@ class Result:
     def texts(self) -> list[str]:
         """The texts."""
         return self.outputs["text"]
+
+    @property
+    def embeddings(self) -> Float32:
+        """The vectors, float32 (results, width); where texts and pictures were given, those of the texts.
+
+        `outputs` has both.
+        """
+        return np.stack(next(iter(self.outputs.values())))
 
     @property
     def text(self) -> str:

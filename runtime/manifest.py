@@ -64,11 +64,13 @@ class Tokenize(_Struct, frozen=True):
 
 
 class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
-    """A text or several. `negative` names the text input that makes the unconditional rows of guidance."""
+    """A text or several. `negative` names the text input that makes the unconditional rows of guidance. Without a
+    `default` it must be given, unless `optional`."""
 
     tokenize: dict[Name, Tokenize] = {}
     default: str | None = None
     negative: Name | None = None
+    optional: bool = False
 
 
 class Fit(_Struct, frozen=True):
@@ -187,7 +189,24 @@ class TextOutput(_Struct, frozen=True, tag="text", tag_field="kind"):
     clean: bool = False
 
 
-Output = ImageOutput | TextOutput
+class VectorOutput(_Struct, frozen=True, tag="vector", tag_field="kind"):
+    """Vectors of length 1, from the array `source`, float32 (rows, width); left out where nothing made it."""
+
+    source: Name = msgspec.field(name="from")
+
+
+Output = ImageOutput | TextOutput | VectorOutput
+
+
+class Similarity(_Struct, frozen=True):
+    """How alike the vectors of the outputs `text` and `image` are: their products, which are cosines, become logits by
+    `scale` and `bias`, and these probabilities by a softmax over the texts, or by a sigmoid each."""
+
+    text: Name
+    image: Name
+    scale: Annotated[float, msgspec.Meta(gt=0)]
+    bias: float = 0.0
+    probability: Literal["softmax", "sigmoid"] = "softmax"
 
 
 # ---------------------------------------------------------------- graphs
@@ -378,6 +397,7 @@ class Manifest(_Struct, frozen=True):
     graphs: Annotated[dict[Name, Graph], msgspec.Meta(min_length=1)]
     program: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
     files: dict[str, File]
+    similarity: Similarity | None = None
 
     def text_inputs(self) -> dict[str, Text]:
         """The text inputs that become ids."""

@@ -36,6 +36,7 @@ from mmrt.runtime.manifest import (
     Text,
     TextOutput,
     Token,
+    VectorOutput,
     Windows,
 )
 from mmrt.runtime.noise import GENERATORS
@@ -101,6 +102,7 @@ class _Check:
         self.manifest = manifest
         self.sized = any(isinstance(value, Size) for value in manifest.inputs.values())
         self.made: dict[str, _Shape] = {}  # the arrays that there are so far
+        self.perhaps: dict[str, str] = {}  # those of them that there are only where an input is given
 
     def all(self) -> None:
         self._files()
@@ -111,6 +113,10 @@ class _Check:
         for name, output in self.manifest.outputs.items():
             where = f"$.outputs.{name}.from"
             self._require(output.source in self.made, where, f"no graph makes {output.source!r}")
+            if isinstance(output, VectorOutput):
+                self._fits(output.source, _Shape("float32", (None, None)), where, "a vector")
+                continue
+            self._certain(output.source, None, where)
             if isinstance(output, TextOutput):
                 self._file(output.file, f"$.outputs.{name}.file")
                 self._fits(output.source, _Shape("int64", (None, None)), where, "a text")
@@ -118,6 +124,11 @@ class _Check:
                 pixels = Array(dtype="uint8", shape=("batch", "height", "width", 3))
                 self._fits(output.source, pixels, where, "a picture")
                 self._require(self.sized, where, "a picture needs an input of kind 'size'")
+        if (similarity := self.manifest.similarity) is not None:
+            for field in ("text", "image"):
+                name = getattr(similarity, field)
+                known = isinstance(self.manifest.outputs.get(name), VectorOutput)
+                self._require(known, f"$.similarity.{field}", f"{name!r} is not an output of kind vector")
 
     @staticmethod
     def _require(condition: bool, where: str, what: str) -> None:
@@ -164,17 +175,25 @@ class _Check:
                         if tokenize.mask:
                             self._make(tokenize.mask, _Shape("bool", (None, None)), where)
                     self._refers(value.negative, (Text,), f"{where}.negative")
+                    if value.optional:
+                        self._require(value.default is None, where, "a text with a default is not optional")
+                        arrays = [*value.tokenize, *(each.mask for each in value.tokenize.values() if each.mask)]
+                        self.perhaps |= dict.fromkeys(arrays, name)
                 case Image():
                     height, width = (value.fit.height, value.fit.width) if value.fit else (None, None)
                     self._make(value.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
                     what = "an image input needs `fit`, or an input of kind 'size'"
                     self._require(self.sized or value.fit is not None, where, what)
+                    if not value.required:
+                        self.perhaps[value.array] = name
                 case Audio():
                     self._make(value.array, _Shape("float32", (None, None)), f"{where}.array")
                     self._make(value.lengths, _Shape("int64", (None,)), f"{where}.lengths")
                     self._switch(value.timestamps, f"{where}.timestamps")
                     what = f"{value.seconds} s are less than the window of {value.window} s"
                     self._require(value.window <= value.seconds, where, what)
+                    if not value.required:
+                        self.perhaps |= dict.fromkeys((value.array, value.lengths), name)
                 case Int() | Float():
                     self._require(
                         value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
@@ -240,18 +259,28 @@ class _Check:
                 self._windows(f"{where}.windows", stage.windows, stage)
             self._autoregress(where, stage)
         for name in stage.graphs:
-            self._run(where, name)
+            self._run(where, name, stage.when if isinstance(stage, Once) else None)
         if isinstance(stage, Diffuse):
             self._prediction(where, stage)
         if isinstance(stage, Autoregress):
             self._logits(where, stage)
 
-    def _run(self, where: str, name: str) -> None:
+    def _certain(self, array: str, when: str | None, where: str) -> None:
+        wanted = self.perhaps.get(array)
+        self._require(wanted in (None, when), where, f"{array!r} is there only where {wanted!r} is given")
+
+    def _run(self, where: str, name: str, when: str | None = None) -> None:
         graph = self.manifest.graphs[name]
         missing = graph.inputs.keys() - self.made.keys()
         self._require(not missing, f"{where}.graphs", f"nothing makes {_names(missing)} for graph {name!r}")
         for key, array in graph.inputs.items():
             self._fits(key, array, f"$.graphs.{name}.inputs.{key}", f"graph {name!r}")
+            self._certain(key, when, f"{where}.graphs")
+        for key in graph.outputs:
+            if when is None:
+                self.perhaps.pop(key, None)
+            elif key not in self.made:
+                self.perhaps[key] = when
         self.made |= {key: _Shape.of(array) for key, array in graph.outputs.items()}
 
     def _windows(self, where: str, windows: Windows, stage: Autoregress) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from mmrt.runtime.arrays import UInt8
 from mmrt.runtime.errors import RequestError
+from mmrt.runtime.files import whole
 from mmrt.runtime.manifest import Fit
 
 Picture: TypeAlias = Image.Image
@@ -101,16 +100,8 @@ def save_png(picture: Picture, path: str | os.PathLike[str], provenance: dict[st
     chunks = PngImagePlugin.PngInfo()
     if provenance is not None:
         chunks.add_itxt(_TEXT_CHUNK, json.dumps(provenance, ensure_ascii=False))
-    path = Path(path)
-    beside = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        try:
-            picture.save(beside, format="PNG", pnginfo=chunks)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with whole(path) as file:
+        picture.save(file, format="PNG", pnginfo=chunks)
 
 
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:

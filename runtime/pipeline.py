@@ -103,7 +103,8 @@ class Pipeline:
     def _stream(self, request: Request) -> Iterator[Event]:
         run = self._start(request)
         yield from self._run(run)
-        outputs = {name: self._finish(output, run) for name, output in self.manifest.outputs.items()}
+        made = {name: output for name, output in self.manifest.outputs.items() if output.source in run.arrays}
+        outputs = {name: self._finish(output, run) for name, output in made.items()}
         timings: dict[str, Any] = {"total": time.perf_counter() - run.started, "graphs": dict(run.seconds)}
         if run.first_token is not None:
             tokens = sum(len(each.tokens) for each in run.completions)
@@ -138,6 +139,8 @@ class Pipeline:
         loops = [stage for stage in self.manifest.program if not isinstance(stage, manifest.Once)]
         unconditional = any(guided(stage, run.request) for stage in loops)
         for name, text in self.manifest.text_inputs().items():
+            if not run.request.given(name):
+                continue
             texts = values[text.negative] + values[name] if text.negative and unconditional else values[name]
             for ids, tokenize in text.tokenize.items():
                 array, mask = self._tokenizers[ids](list(dict.fromkeys(texts)), run.request.chosen)
@@ -153,6 +156,8 @@ class Pipeline:
         array = run.arrays[output.source]
         if isinstance(output, manifest.TextOutput):
             return [self._detokenizers[output.source].text(row) for row in array]
+        if isinstance(output, manifest.VectorOutput):
+            return list(array[run.rows[output.source]])
         from mmrt.runtime import media  # pillow is needed for pictures only
 
         wanted = (run.request.batch, run.request.height, run.request.width, 3)

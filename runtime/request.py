@@ -93,6 +93,8 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
     for name, spec in manifest.inputs.items():
         if isinstance(spec, m.Audio) and values[name] is not None:
             values[spec.timestamps] = _timestamps(name, spec, values[name], given.get(spec.timestamps), values)
+    if lists and all(items is None for items in lists.values()):
+        raise RequestError(f"nothing is given: {manifest.name} takes {' or '.join(lists)}")
     prompts = _common_length(lists)
     _, count = kinds.get(m.Count, (None, 1))
     batch = prompts * count
@@ -209,7 +211,9 @@ def dimensions(shape: m.Shape, width: int, height: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _text(name: str, spec: m.Text, value: Any) -> list[str]:
+def _text(name: str, spec: m.Text, value: Any) -> list[str] | None:
+    if value is None and spec.optional:
+        return None
     if value is None:
         if spec.default is None:
             raise RequestError(f"{name} is missing: give a text")

@@ -9,6 +9,7 @@ from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.families import (
     blip,
     captioning,
+    clip,
     dalle,
     git,
     janus,
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
     "seq2seq": Family(seq2seq.claims, seq2seq.recipe, seq2seq.CLASSES),
     "captioning": Family(captioning.claims, captioning.recipe, captioning.CLASSES),
     "blip": Family(blip.claims, blip.recipe, blip.CLASSES),
+    "clip": Family(clip.claims, clip.recipe, clip.CLASSES),
     "git": Family(git.claims, git.recipe, git.CLASSES),
     "dalle": Family(dalle.claims, dalle.recipe, dalle.CLASSES),
     "vision-language": Family(vision_language.claims, vision_language.recipe, vision_language.CLASSES),

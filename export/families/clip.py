@@ -1,0 +1,143 @@
+"""Texts and pictures as vectors in one space: CLIP (arXiv 2103.00020), SigLIP (2303.15343), and Chinese CLIP.
+
+SigLIP 2 of one size of pictures is of SigLIP's class.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmrt.export.checkpoint import Checkpoint
+from mmrt.export.components import load_model, load_processor
+from mmrt.export.diffusers_reference import test_picture
+from mmrt.export.image import Normalize, fit_of
+from mmrt.export.quiet import quiet
+from mmrt.export.recipe import Golden, Graph, Recipe
+from mmrt.export.tokenizer import source_tokenizer, tokenizer_file
+from mmrt.runtime import manifest as m
+from mmrt.runtime import media
+from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.receipt import Case
+
+CLASSES = ("CLIPModel", "SiglipModel", "ChineseCLIPModel")
+_TOKENIZER = "tokenizers/text.json"
+_TEXTS = ("a red heart", "two blue cars in the rain")
+
+
+def claims(checkpoint: Checkpoint) -> bool:
+    """Whether config.json names one of the classes."""
+    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
+
+
+def recipe(checkpoint: Checkpoint) -> Recipe:
+    """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
+    model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")
+    tokenizer, processor = (load_processor(checkpoint, f"Auto{kind}") for kind in ("Tokenizer", "ImageProcessor"))
+    sigmoid = hasattr(model, "logit_bias")
+    length = int(model.config.text_config.max_position_embeddings)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    if sigmoid:  # trained with texts that are all padded to one length, the padding seen
+        content, tokenize = tokenizer_file(tokenizer, _TOKENIZER)
+    else:
+        content, tokenize = source_tokenizer(tokenizer, _TOKENIZER, tokenizer.model_max_length, "text_mask")
+    size = fit_of(checkpoint, processor, int(model.config.vision_config.image_size))
+    masked = checkpoint.architecture == "ChineseCLIPModel"
+    free = {0: "texts"} if sigmoid else {0: "texts", 1: "tokens"}
+    ids = torch.full((2, tokenize.length if sigmoid else 7), tokenize.pad, dtype=torch.int64)
+    given = {"text_ids": ids} | ({"text_mask": torch.ones(2, 7, dtype=torch.bool)} if masked else {})
+    return Recipe(
+        task="embedding",
+        family="clip",
+        name=checkpoint.name,
+        inputs={
+            "text": m.Text(tokenize={"text_ids": tokenize}, optional=True),
+            "image": m.Image(array="pixels", fit=size),
+        },
+        outputs={each: m.VectorOutput(source=each) for each in ("text_embeds", "image_embeds")},
+        graphs={
+            "text": Graph(
+                TextEncoder(model), given, ("text_embeds",), dict.fromkeys(given, free) | {"text_embeds": {0: "texts"}}
+            ),
+            "image": Graph(
+                ImageEncoder(model, processor),
+                {"pixels": torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)},
+                ("image_embeds",),
+                {key: {0: "pictures"} for key in ("pixels", "image_embeds")},
+            ),
+        },
+        program=(m.Once(graphs=("text",), when="text"), m.Once(graphs=("image",), when="image")),
+        reference=lambda: _reference(model, tokenizer, processor, size),
+        components=(".",),
+        files={_TOKENIZER: content},
+        similarity=m.Similarity(
+            text="text_embeds",
+            image="image_embeds",
+            scale=float(model.logit_scale.exp()),
+            bias=float(model.logit_bias) if sigmoid else 0.0,
+            probability="sigmoid" if sigmoid else "softmax",
+        ),
+    )
+
+
+class TextEncoder(torch.nn.Module):  # type: ignore[misc]
+    """text_ids int64 (texts, tokens), and where padding would be seen text_mask bool, true at tokens -> text_embeds
+    float32 (texts, width), each of length 1."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, text_ids: Any, text_mask: Any = None) -> Any:
+        mask = None if text_mask is None else text_mask.to(torch.int64)
+        return _normalized(self.model.get_text_features(input_ids=text_ids, attention_mask=mask))
+
+
+class ImageEncoder(torch.nn.Module):  # type: ignore[misc]
+    """pixels uint8 (pictures, height, width, 3) -> image_embeds float32 (pictures, width), each of length 1."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__()
+        self.normalize = Normalize(processor)
+        self.model = model
+
+    def forward(self, pixels: Any) -> Any:
+        return _normalized(self.model.get_image_features(pixel_values=self.normalize(pixels)))
+
+
+def _normalized(features: Any) -> Any:
+    vectors = getattr(features, "pooler_output", features)  # transformers 4 gives the vectors alone
+    return vectors / vectors.norm(p=2, dim=-1, keepdim=True)
+
+
+def _reference(model: Any, tokenizer: Any, processor: Any, size: m.Fit) -> Golden:
+    """What transformers' own processors and forward pass give."""
+    picture = test_picture(96, 72)
+    pictures = np.stack([picture, picture[::-1, :, ::-1]])
+    images = [Image.fromarray(each) for each in pictures]
+    with quiet(), torch.no_grad():
+        padding = "max_length" if hasattr(model, "logit_bias") else True
+        encoded = tokenizer(list(_TEXTS), padding=padding, truncation=True, return_tensors="pt")
+        encoded = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
+        if padding == "max_length":
+            encoded.pop("attention_mask", None)  # which its own processor does not give
+        found = model(**encoded, pixel_values=processor(images=images, return_tensors="pt")["pixel_values"])
+    text, image = found.text_embeds.numpy(), found.image_embeds.numpy()
+    arrays: dict[str, AnyArray] = {
+        "graph/text/0/in/text_ids": encoded["input_ids"].numpy(),
+        "graph/text/0/out/text_embeds": text,
+        "graph/image/0/in/pixels": np.stack([media.fit(each, size) for each in images]),
+        "graph/image/0/out/image_embeds": image,
+        "run/texts/out/text_embeds": text,
+        "run/pictures/in/image": pictures,
+        "run/pictures/out/image_embeds": image,
+    }
+    if type(model).__name__ == "ChineseCLIPModel":
+        arrays["graph/text/0/in/text_mask"] = encoded["attention_mask"].bool().numpy()
+    source = f"transformers {version('transformers')}, torch {torch.__version__}, fp32 on cpu"
+    cases = Case(name="texts", request={"text": list(_TEXTS)}), Case(name="pictures", request={})
+    return Golden(source, arrays, cases)
