@@ -481,6 +481,23 @@ MANIFEST_DAMAGES = {
     "unknown generator": Damage(
         field("inputs", "generator", "choices", value=["cpu", "dice"]), "no generator is named 'dice'"
     ),
+    "picture that is taken where none is given": Damage(
+        without("program", 1, "when"), "'image_pixels' is there only where 'image' is given - at `$.program[1].graphs`"
+    ),
+    "text that is taken where none is given": Damage(
+        field("inputs", "prompt", "optional", value=True), "is there only where 'prompt' is given - at `$.program[0]"
+    ),
+    "optional text with a default": Damage(
+        field("inputs", "negative_prompt", value={"kind": "text", "default": "", "optional": True}),
+        "a text with a default is not optional - at `$.inputs.negative_prompt`",
+    ),
+    "vectors of no numbers": Damage(
+        field("outputs", "image", "kind", value="vector"), "a vector takes float32(?, ?) - at `$.outputs.image.from`"
+    ),
+    "likeness of no vectors": Damage(
+        field("similarity", value={"text": "image", "image": "image", "scale": 1.0}),
+        "'image' is not an output of kind vector - at `$.similarity.text`",
+    ),
     "two seeds": Damage(two_seeds, "'other_seed', 'seed' are all of kind 'seed'"),
     "the same ids twice": Damage(same_ids_twice, "'prompt_ids' is made twice - at `$.inputs.negative_prompt"),
     "default out of its range": Damage(field("inputs", "steps", "default", value=0), "default 0 is not in its range"),

@@ -16,6 +16,7 @@ from checkpoints import export_bundle
 from clip_checkpoints import save
 from command import Mmrt
 from picture_checkpoints import pictures
+from PIL import Image  # noqa: E402
 
 from mmrt.export.quiet import quiet
 from mmrt.runtime.pipeline import load
@@ -76,6 +77,26 @@ def test_score(mmrt: Mmrt, clip: Path, folder: Path) -> None:
     shown = mmrt("score", clip, "one", "two", "--image", folder / "a.png").out
     assert "one" in shown
     assert "%" in shown
+
+
+def test_rank(mmrt: Mmrt, clip: Path, handmade: Path, tmp_path: Path) -> None:
+    """Of each text the pictures that fit it best, in that order, and what made them."""
+    texts = ["a red heart", "x"]
+    arguments = ["generate", handmade, *texts, "--num-images", 3, "--seed", 5, "--rank", clip, "--keep", 2, "--json"]
+    found = json.loads(mmrt(*arguments, "-o", tmp_path / "out.png").out)
+    made = load(handmade).generate(texts, num_images=3, seed=5)
+    best = []
+    for place, text in ((0, texts[0]), (3, texts[1])):
+        fits = score(load(clip), [text], made.images[place : place + 3]).similarities[:, 0]
+        best += [place + int(each) for each in (-fits).argsort()[:2]]
+    assert [each["request"] for each in found["provenance"]] == [made.provenance[place]["request"] for place in best]
+    assert len(found["images"]) == 4
+    for file, place in zip(found["images"], best, strict=True):
+        with Image.open(file) as picture:
+            assert np.array_equal(np.asarray(picture), np.asarray(made.images[place]))
+    ran = mmrt("generate", handmade, "a", "--rank", handmade, "-o", tmp_path / "a.png")
+    assert "does not say how alike" in ran.error
+    assert "--keep is for" in mmrt("generate", handmade, "a", "--keep", 2).error
 
 
 @pytest.mark.parametrize(
