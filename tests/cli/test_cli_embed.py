@@ -16,7 +16,7 @@ from checkpoints import export_bundle
 from clip_checkpoints import save
 from command import Mmrt
 from picture_checkpoints import pictures
-from PIL import Image  # noqa: E402
+from PIL import Image
 
 from mmrt.export.quiet import quiet
 from mmrt.runtime.pipeline import load
