@@ -216,7 +216,17 @@ def ctranslate2(source: Source, work: Path) -> Run:
             tokens: list[str] = super().get_vocabulary(model, tokenizer)
             return tokens + [f"<unused {number}>" for number in range(model.config.vocab_size - 1 - len(tokens))]
 
-    converters._MODEL_LOADERS["MarianConfig"] = Marian()
+    class Whisper(converters.WhisperLoader):  # type: ignore[misc, name-defined]
+        """With the names that Whisper's own tokenizer gives its special tokens."""
+
+        def get_vocabulary(self, model: Any, tokenizer: Any) -> list[str]:
+            languages = [f"<|language {number}|>" for number in range(99)]
+            tasks = ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
+            special = ["<|endoftext|>", "<|startoftranscript|>", *languages, *(f"<|{task}|>" for task in tasks)]
+            times = [f"<|{number * 0.02:.2f}|>" for number in range(1501)]
+            return [f"<unused {number}>" for number in range(50257)] + special + times
+
+    converters._MODEL_LOADERS |= {"MarianConfig": Marian(), "WhisperConfig": Whisper()}
     folder, threads = work / f"{source.name}-ctranslate2", os.cpu_count()
     if not folder.exists():
         converters.TransformersConverter(str(source.path)).convert(str(folder), quantization="float32")
@@ -226,8 +236,8 @@ def ctranslate2(source: Source, work: Path) -> Run:
 
         def hear(batch: int, new: int) -> None:
             rows = library.StorageView.from_array(np.concatenate([features] * batch))
-            prompts = [[50258, 50363]] * batch
-            found = model.generate(rows, prompts, beam_size=1, max_length=len(prompts[0]) + new)
+            prompts = [[50258, 50363]] * batch  # half of `max_length` is its new tokens'
+            found = model.generate(rows, prompts, beam_size=1, max_length=2 * new, suppress_tokens=[50257])
             assert len(found[0].sequences_ids[0]) == new, len(found[0].sequences_ids[0])
 
         return hear

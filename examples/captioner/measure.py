@@ -68,16 +68,6 @@ def draw(pipeline: mmrt.Pipeline, prompts: list[str], args: argparse.Namespace, 
     return made
 
 
-def counting_as(emoji: list[data.Emoji], pictures: np.ndarray) -> list[list[data.Emoji]]:
-    """For each emoji those that count as one with it, itself first: the same but for the direction, or to look at."""
-    bases = [row.english.removesuffix(" facing right") for row in emoji]
-    looks = [picture.tobytes() for picture in pictures]
-    return [
-        [emoji[i], *(emoji[j] for j in range(len(emoji)) if j != i and (bases[i] == bases[j] or looks[i] == looks[j]))]
-        for i in range(len(emoji))
-    ]
-
-
 def tell(title: str, said: list[str], wanted: list[list[data.Emoji]], column: int, misses: bool) -> None:
     """Print a line of the table, and what was missed."""
     right = [text in [row[column] for row in rows] for text, rows in zip(said, wanted, strict=True)]
@@ -105,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     emoji, pictures = data.read_packages(args.pictures, args.names)
-    same, captioner = counting_as(emoji, pictures), Captioner(args.checkpoint)
+    same, captioner = data.counting_as(emoji, pictures), Captioner(args.checkpoint)
     print(f"{'':26} names  right   exact")
     tell("training pictures", captioner([Image.fromarray(p) for p in pictures]), same, ENGLISH, args.misses)
     if args.bundle is None:

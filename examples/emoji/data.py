@@ -73,6 +73,16 @@ def read_names(path: Path) -> list[Emoji]:
         return [Emoji(*row) for row in list(csv.reader(file, delimiter="\t"))[1:]]
 
 
+def counting_as(emoji: list[Emoji], pictures: npt.NDArray[np.uint8]) -> list[list[Emoji]]:
+    """For each emoji those that count as one with it, itself first: the same but for the direction, or to look at."""
+    bases = [row.english.removesuffix(" facing right") for row in emoji]
+    looks = [picture.tobytes() for picture in pictures]
+    return [
+        [emoji[i], *(emoji[j] for j in range(len(emoji)) if j != i and (bases[i] == bases[j] or looks[i] == looks[j]))]
+        for i in range(len(emoji))
+    ]
+
+
 def _labels(package: Path, language: str) -> dict[str, str]:
     with tarfile.open(package) as tar:
         entries: list[dict[str, str]] = json.load(_open(tar, tar.getmember(f"package/{language}/data.json")))
