@@ -16,7 +16,11 @@ from mmrt.runtime.errors import ExportError
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def export(checkpoint: Path, output: Path, precision: str, overwrite: bool, quiet: bool) -> None:
-    """Turn a CHECKPOINT (a local folder) into a bundle, verified against the source model. Needs torch."""
+    """Turn a CHECKPOINT into a bundle, verified against the source model. Needs torch.
+
+    A checkpoint is a local folder or, of one's own modules, FILE.py:FUNCTION; the file is run, and the function
+    returns a recipe.
+    """
     try:
         from mmrt.export import exporter
     except ModuleNotFoundError as error:

@@ -1,1 +1,58 @@
-"""From a checkpoint to a bundle: torch modules become ONNX graphs, verified against the source model."""
+"""From a checkpoint to a bundle: torch modules become ONNX graphs, verified against the source model.
+
+What a recipe of one's own is made of is here: `mmrt export my_model.py:recipe -o my.mmrt`.
+"""
+
+from mmrt.export.recipe import Golden, Graph, Recipe
+from mmrt.export.tokenizer import source_tokenizer, target_tokenizer, tokenizer_file
+from mmrt.runtime.manifest import (
+    Audio,
+    Autoregress,
+    Choice,
+    Count,
+    Diffuse,
+    Fit,
+    Float,
+    Guidance,
+    Image,
+    ImageOutput,
+    Int,
+    Once,
+    Seed,
+    Similarity,
+    Size,
+    Text,
+    TextOutput,
+    Tokenize,
+    VectorOutput,
+)
+from mmrt.runtime.receipt import Case
+
+__all__ = [
+    "Audio",
+    "Autoregress",
+    "Case",
+    "Choice",
+    "Count",
+    "Diffuse",
+    "Fit",
+    "Float",
+    "Golden",
+    "Graph",
+    "Guidance",
+    "Image",
+    "ImageOutput",
+    "Int",
+    "Once",
+    "Recipe",
+    "Seed",
+    "Similarity",
+    "Size",
+    "Text",
+    "TextOutput",
+    "Tokenize",
+    "VectorOutput",
+    "source_tokenizer",
+    "target_tokenizer",
+    "tokenizer_file",
+]

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from mmrt.export import families, writer
+from mmrt.export import families, own, writer
 from mmrt.export.card import model_card
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.graph import write_onnx
@@ -22,7 +22,7 @@ from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.runtime import manifest as m
 from mmrt.runtime import manifest_file, pipeline
-from mmrt.runtime.bundle import MANIFEST
+from mmrt.runtime.bundle import MANIFEST, hash_file
 from mmrt.runtime.errors import BundleError, ExportError, MmrtError
 from mmrt.runtime.receipt import GOLDEN, RECEIPT, Check, Receipt, replay
 from mmrt.version import __version__
@@ -51,33 +51,59 @@ class Progress:
 
 
 def export(
-    checkpoint: str | Path, output: str | Path, precision: str = "fp32", overwrite: bool = False
+    checkpoint: str | Path | Recipe, output: str | Path, precision: str = "fp32", overwrite: bool = False
 ) -> Iterator[Progress]:
-    """Write the bundle `output` from the folder `checkpoint`, yielding before and after each step.
+    """Write the bundle `output` from `checkpoint`, yielding before and after each step.
 
-    Nothing is at `output` before the last step has succeeded, and leaving the loop undoes all. Raises `ExportError`.
+    That is a folder, a `dalle.pt`, a recipe of one's own, or FILE.py:FUNCTION, which is run and returns one. Nothing is
+    at `output` before the last step has succeeded, and leaving the loop undoes all. Raises `ExportError`.
     """
     if precision != "fp32":
         raise ExportError(f"precision is {precision!r}, supported is 'fp32'; fp16 comes with a later version of mmrt")
-    source, target = Checkpoint(checkpoint), Path(output)
+    target = Path(output)
     writer.check_free(Path(os.path.abspath(target)), overwrite)
+    return _export(_origin(checkpoint), target, overwrite)
+
+
+class _Origin(NamedTuple):
+    """Where a recipe comes from; `hashes` are those of the files in its components."""
+
+    name: str
+    recipe: Callable[[], Recipe]
+    hashes: Callable[..., dict[str, str]]
+    licence: str | None
+
+
+def _origin(checkpoint: str | Path | Recipe) -> _Origin:
+    if isinstance(checkpoint, Recipe):
+        recipe = checkpoint
+        return _Origin("", lambda: _own(recipe), lambda *_: {}, None)
+    if (function := own.function(str(checkpoint))) is not None:
+        file = function.file
+        return _Origin(file.name, lambda: _own(function.recipe()), lambda *_: {file.name: hash_file(file)}, None)
+    source = Checkpoint(checkpoint)
     family = families.find(source)
-    return _export(source, family, target, overwrite)
+    return _Origin(source.name, lambda: family.recipe(source), source.hashes, source.licence)
 
 
-def _export(source: Checkpoint, family: families.Family, target: Path, overwrite: bool) -> Iterator[Progress]:
+def _own(recipe: Recipe) -> Recipe:
+    own.check(recipe.graphs)
+    return recipe
+
+
+def _export(source: _Origin, target: Path, overwrite: bool) -> Iterator[Progress]:
     with writer.staging(target, overwrite) as folder:
-        draft, notes = yield from _write(source, family, target, folder)
+        draft, notes = yield from _write(source, target, folder)
         gc.collect()  # torch's copy of the weights
         checks = yield from _timed("verify", "", lambda: _replay(folder))
         _finish(folder, draft, checks, notes)
 
 
 def _write(
-    source: Checkpoint, family: families.Family, target: Path, folder: Path
+    source: _Origin, target: Path, folder: Path
 ) -> Generator[Progress, None, tuple[m.Manifest, tuple[str, ...]]]:
     """Everything but the receipts' figures; the torch modules are let go at the end."""
-    recipe = yield from _timed("load", source.name, lambda: family.recipe(source))
+    recipe = yield from _timed("load", source.name, source.recipe)
     golden = yield from _timed("reference", "", lambda: _run_source(recipe))
     _write_golden(folder, golden)
     for path, content in recipe.files.items():
@@ -109,7 +135,7 @@ def _write_graph(folder: Path, name: str, graph: Graph) -> m.Graph:
 
 def _run_source(recipe: Recipe) -> Golden:
     try:
-        return recipe.reference()
+        return recipe.reference() if recipe.reference is not None else own.golden(recipe.graphs)
     except (MemoryError, MmrtError):
         raise
     except Exception as error:
@@ -129,7 +155,7 @@ def _write_receipt(folder: Path, receipt: Receipt) -> None:
     (folder / RECEIPT).write_bytes(msgspec.json.format(msgspec.json.encode(receipt), indent=1) + b"\n")
 
 
-def _manifest(source: Checkpoint, recipe: Recipe, graphs: dict[str, m.Graph], name: str, folder: Path) -> m.Manifest:
+def _manifest(source: _Origin, recipe: Recipe, graphs: dict[str, m.Graph], name: str, folder: Path) -> m.Manifest:
     return m.Manifest(
         format=m.FORMAT,
         task=recipe.task,

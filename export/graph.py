@@ -41,7 +41,7 @@ def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) ->
     except OSError:
         raise
     except Exception as error:  # torch raises of everything
-        raise ExportError(f"{name}: torch cannot export this graph: {_first_line(error)}") from error
+        raise ExportError(f"{name}: torch cannot export this graph: {_first_line(error)}{_advice(error)}") from error
     _forget_traces(model)
     _name_dimensions(model, graph.free)
     inputs = {value.name: _array(name, value, graph.free) for value in model.graph.inputs}
@@ -136,6 +136,12 @@ def _compare_inputs(graph: str, wanted: Mapping[str, torch.Tensor], found: Mappi
     for name, tensor in wanted.items():
         if str(tensor.dtype) != f"torch.{found[name].dtype}":
             raise ExportError(f"{graph}: input {name!r} came out as {found[name].dtype}, wanted {tensor.dtype}")
+
+
+def _advice(error: Exception) -> str:
+    if "data-dependent" not in str(error.__cause__ or error):
+        return ""
+    return "; an `if` or a loop looks at what a tensor holds: use torch.where or a fixed number of rounds"
 
 
 def _first_line(error: Exception) -> str:

@@ -40,22 +40,22 @@ class Golden:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a bundle is made of.
+    """All that a bundle is made of: what a family returns, or a function of one's own.
 
     `inputs`, `outputs` and `program` are the manifest's; `graphs` are exported one after the other. `components` are
     the folders of the checkpoint whose weights they hold. `files` are further files by their paths in the bundle, such
-    as tokenizers. `reference` runs the source model itself on seeded inputs.
+    as tokenizers. `reference` runs the source model itself on seeded inputs; without, each graph is compared with its
+    module on the example inputs.
     `notes` are paragraphs for the model card; `similarity` is the manifest's.
     """
 
     task: str
-    family: str
-    name: str
     inputs: Mapping[str, manifest.Input]
     outputs: Mapping[str, manifest.Output]
     graphs: Mapping[str, Graph]
     program: tuple[manifest.Stage, ...]
-    reference: Callable[[], Golden]
+    reference: Callable[[], Golden] | None = None
+    family: str = "own"
     components: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

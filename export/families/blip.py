@@ -174,7 +174,6 @@ class _Captions(_Model):
         return Recipe(
             task="image-to-text",
             family="blip",
-            name=self.checkpoint.name,
             inputs={
                 "image": m.Image(array="pixels", fit=self.size, required=True),
                 "text": m.Text(tokenize={"prompt_ids": tokenize}, default=""),
@@ -220,7 +219,6 @@ class _Answers(_Model):
         return Recipe(
             task="image-text-to-text",
             family="blip",
-            name=self.checkpoint.name,
             inputs={
                 "text": m.Text(tokenize={"source_ids": tokenize}),
                 "image": m.Image(array="pixels", fit=self.size, required=True),

@@ -53,7 +53,6 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     return Recipe(
         task="image-to-text",
         family="captioning",
-        name=checkpoint.name,
         inputs={
             "image": m.Image(array="pixels", fit=size, required=True),
             **generation.inputs(config, limit - 1, 1),

@@ -53,7 +53,6 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     return Recipe(
         task="embedding",
         family="clip",
-        name=checkpoint.name,
         inputs={
             "text": m.Text(tokenize={"text_ids": tokenize}, optional=True),
             "image": m.Image(array="pixels", fit=size),

@@ -61,7 +61,6 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     return Recipe(
         task="text-to-image",
         family="dalle",
-        name=checkpoint.name,
         inputs={
             "prompt": m.Text(
                 tokenize={"text_ids": m.Tokenize(file=_TOKENIZER, length=text, pad=0)}, negative="negative_prompt"

@@ -109,7 +109,6 @@ class _Model:
         return Recipe(
             task="image-to-text",
             family="git",
-            name=self.checkpoint.name,
             inputs={
                 "image": m.Image(array="pixels", fit=self.size, required=True),
                 "text": m.Text(tokenize={"prompt_ids": tokenize}, default=""),

@@ -109,7 +109,6 @@ class _Model:
         return Recipe(
             task="text-to-image",
             family="janus",
-            name=self.checkpoint.name,
             inputs=self._inputs(tokenize),
             outputs={"image": m.ImageOutput(source="pixels")},
             graphs={

@@ -43,7 +43,6 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     return Recipe(
         task="embedding",
         family="sentence",
-        name=checkpoint.name,
         inputs={"text": m.Text(tokenize={"text_ids": tokenize})},
         outputs={"text_embeds": m.VectorOutput(source="text_embeds")},
         graphs={

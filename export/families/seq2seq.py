@@ -80,7 +80,6 @@ class _Model:
         return Recipe(
             task="text-to-text",
             family="seq2seq",
-            name=self.checkpoint.name,
             inputs={
                 "text": m.Text(tokenize={"source_ids": tokenize}),
                 **self._language_inputs(),

@@ -224,7 +224,6 @@ class _Model:
         return Recipe(
             task=TASK,
             family="stable-diffusion",
-            name=name,
             inputs=inputs,
             outputs={"image": m.ImageOutput(source="pixels")},
             graphs=self._graphs(),

@@ -106,7 +106,6 @@ class _Model:
         return Recipe(
             task="image-text-to-text",
             family="vision-language",
-            name=self.checkpoint.name,
             inputs={
                 "text": m.Text(tokenize={"prompt_ids": tokenize}),
                 "image": m.Image(array="pixels", fit=self.size, required=True),

@@ -48,7 +48,6 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     return Recipe(
         task="automatic-speech-recognition",
         family="whisper",
-        name=checkpoint.name,
         inputs={
             "audio": m.Audio(
                 array="audio",
