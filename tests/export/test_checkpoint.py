@@ -141,8 +141,8 @@ def test_a_folder_that_is_none() -> None:
 
 
 def test_a_transformers_model_is_told_so(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
-    with pytest.raises(ExportError, match=r"architectures is \['BertModel'\], supported are"):
+    (tmp_path / "config.json").write_text('{"architectures": ["UnknownModel"]}')
+    with pytest.raises(ExportError, match=r"architectures is \['UnknownModel'\], supported are"):
         export(tmp_path, tmp_path / "x.mmrt")
 
 

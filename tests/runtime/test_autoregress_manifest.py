@@ -196,7 +196,7 @@ def _with_windows() -> dict[str, Any]:
     manifest["inputs"] |= {
         "audio": {
             "kind": "audio", "array": "features", "lengths": "frames", "rate": 16000, "window": 30, "seconds": 60,
-            "timestamps": "timestamps",
+            "timestamps": "timestamps", "required": True,
         },
         "timestamps": {
             "kind": "choice", "default": "no", "choices": ["no", "yes"], "tokens": {"no": 7}, "silent": "yes"
