@@ -1,6 +1,6 @@
 """Tokens a second and time to the first token: mmrt and its peers with the same weights, greedy, fp32.
 
-    python benchmarks/tokens.py [--work FOLDER] [--rounds 5] [--models t5-small marian vit-gpt2] [--peers optimum-onnx]
+    python benchmarks/tokens.py [--work FOLDER] [--rounds 5] [--models t5-small ...] [--peers CTranslate2 ...] [--batches 1]
 
 Peers are transformers' `generate`, eager and with its model compiled by torch, CTranslate2 where it is installed and
 has the family, and optimum-onnx in an environment of its own, made with pip under --work. All answer the same request
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     print("| model | batch | new tokens | peer | tokens/s | ratio | first token | outside a token |")
@@ -83,7 +84,7 @@ def main() -> None:
             except Exception as error:  # each has its own idea of what it can load
                 runs.pop(peer, None)
                 print(f"{peer}: not {name}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr, flush=True)
-        for batch in BATCHES:
+        for batch in args.batches:
             for length in LENGTHS:
                 for line in measure(name, runs, batch, length, args.rounds):
                     print(line, flush=True)
