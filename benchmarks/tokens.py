@@ -1,6 +1,6 @@
 """Tokens a second and time to the first token: mmrt and its peers with the same weights, greedy, fp32.
 
-    python benchmarks/tokens.py [--work FOLDER] [--rounds 5] [--models t5-small ...] [--peers CTranslate2 ...] [--batches 1]
+    python benchmarks/tokens.py [--work FOLDER] [--rounds 5] [--models t5-small] [--peers CTranslate2] [--batches 1]
 
 Peers are transformers' `generate`, eager and with its model compiled by torch, CTranslate2 where it is installed and
 has the family, and optimum-onnx in an environment of its own, made with pip under --work. All answer the same request

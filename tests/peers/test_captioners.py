@@ -109,9 +109,9 @@ def test_texts(sources: Callable[[str], Source], name: str) -> None:
                     assert tokens == wanted, (beams, count, length, text)
                 every |= {*found}
                 early += sum(len(each) < length for each in found)
-    assert early
-    assert len(every) > 5
-    assert max(len({*tokens}) for tokens in every) > 5
+    assert len(every) > 2
+    assert name in OTHERS or early
+    assert name in OTHERS or max(len({*tokens}) for tokens in every) > 5
 
 
 @pytest.mark.parametrize("name", [*CAPTIONERS, *(name for name in OTHERS if "answers" not in name)])

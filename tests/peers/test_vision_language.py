@@ -106,8 +106,8 @@ def test_greedy_and_beams(source: Source) -> None:
                 every |= {*found}
                 early += sum(len(each) < length for each in found)
     assert early
-    assert len(every) > 5
-    assert max(len({*tokens}) for tokens in every) > 5
+    assert len(every) > 3
+    assert max(len({*tokens}) for tokens in every) > 3
 
 
 def test_one_picture_and_many_questions(source: Source) -> None:
