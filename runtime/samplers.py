@@ -27,6 +27,13 @@ from mmrt.runtime.schedule import Prediction, Schedule, alphas_cumprod, need, ne
 
 Array = NDArray[np.float64]
 
+COLUMNS = (
+    "timestep", "scale", "p", "q", "a", "s", "signal", "noise", "denoised_x", "denoised_v",
+    "draws", "guidance", "rescale", "unscaled",
+)  # fmt: skip
+"""What a row of `Table.coefficients` holds before b: `Row`'s fields; how many rows before it drew fresh noise; the
+guidance scale; how much of the guided prediction is brought to the conditional one's spread, and how much is left."""
+
 _COMMON = {"kind", "spacing", "steps_offset"}
 _MULTISTEP = _COMMON | {"zero_snr", "final_sigma", "sigmas", "solver_order", "lower_order_final"}
 TAKES: dict[str, set[str]] = {  # which fields of `Sampler` a kind knows; any other must keep its default
@@ -136,6 +143,20 @@ class Table:
     def noise(self) -> float:
         """The share of noise in the first row's state, beside `signal`."""
         return self.rows[0].noise
+
+    def coefficients(self, guidance: float = 1.0, rescale: float = 0.0) -> NDArray[np.float32]:
+        """The table as a device reads it, (rows + 1, `COLUMNS` and then b).
+
+        The last row is where the loop ends, at no noise: it does nothing, and its scale is 1.
+        """
+        draws = np.cumsum([0, *(row.s != 0 for row in self.rows)]).tolist()
+        end = Row(0, 1, 0, 0, 1, (0,) * len(self.rows[0].b), 0, (1, 0), 1, 0)
+        guided = guidance, rescale, 1 - rescale
+        rows = [
+            (r.timestep, r.scale, r.p, r.q, r.a, r.s, r.signal, r.noise, *r.denoised, drawn, *guided, *r.b)
+            for r, drawn in zip((*self.rows, end), draws, strict=True)
+        ]
+        return np.array(rows, np.float32)
 
 
 def table(schedule: Schedule, sampler: Sampler, steps: int, start: int = 0) -> Table:

@@ -6,23 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmrt.runtime.arrays import AnyArray, Float32, Int64, UInt8
-from mmrt.runtime.samplers import Row
+from mmrt.runtime.arrays import AnyArray, Float32, Int32, Int64, UInt8
+from mmrt.runtime.samplers import COLUMNS
 
 
-def guide(prediction: Float32, scale: float, rescale: float) -> Float32:
-    """Classifier-free guidance, (2 batch, ...) -> (batch, ...): u + scale (c - u), with `[u..., c...]` the rows.
-
-    With `rescale` r > 0 the result is brought towards c's standard deviation a picture: v (r std(c) / std(v) + 1 - r)
-    (Lin et al., arXiv 2305.08891, equations 15 and 16).
-    """
+def guide(prediction: Float32, scale: float) -> Float32:
+    """Classifier-free guidance, (2 batch, ...) -> (batch, ...): u + scale (c - u), with `[u..., c...]` the rows."""
     unconditional, conditional = np.split(prediction, 2)
     guided = conditional - unconditional
     guided *= np.float32(scale)
     guided += unconditional
-    if rescale > 0:
-        factor = _spread(conditional) / _spread(guided)
-        guided *= np.float32(rescale) * factor + np.float32(1 - rescale)
     return guided
 
 
@@ -32,20 +25,77 @@ def _spread(array: Float32) -> Float32:
     return spread
 
 
-def step(guided: Float32, latents: Float32, history: list[Float32], row: Row, noise: Float32 | None) -> Float32:
-    """One row of a sampler's table (see `samplers`); `history`, newest first, takes the new entry, drops the oldest."""
-    entry = np.float32(row.q) * guided
-    if row.p:
-        entry += np.float32(row.p) * latents
-    history.insert(0, entry)
-    del history[len(row.b) :]
-    latents = np.float32(row.a) * latents
-    for weight, past in zip(row.b, history, strict=False):
+def guide_and_step(
+    prediction: AnyArray,
+    latents: Float32,
+    history: Float32,
+    model_input: AnyArray,
+    timestep: Float32,
+    table: Float32,
+    step: Int32,
+    noise: Float32 | None = None,
+    denoised: Float32 | None = None,
+    factor: Float32 | None = None,
+) -> None:
+    """Go one row on in a sampler's table, and make the model's next input; at step -1 only that.
+
+    prediction   float (copies batch, ...), with 2 copies the unconditional rows first; not read at step -1
+    latents      float32 (batch, ...), x: taken from one row to the next
+    history      float32 (depth, batch, ...), a ring: h_i is at i modulo depth; of no use between rows at depth 1
+    model_input  float (copies batch, ...), becomes the next row's scale times x in every copy
+    timestep     float32 (copies batch,), becomes the next row's
+    table        float32, `Table.coefficients`
+    step         int32 (2,), the number of the row to do, which becomes the next; then 0
+    noise        float32 (slots, batch, ...), fresh noise: the n-th drawn is at n modulo slots; none where no row has s
+    denoised     float32 (batch, ...), becomes what the model takes the clean sample to be
+    factor       float32 (batch,), where the guidance has a rescale: becomes what it scaled by
+    """
+    number = int(step[0])
+    if number >= 0:
+        _update(_guided(prediction, latents, table[number], factor), latents, history, table, number, noise, denoised)
+    following = dict(zip(COLUMNS, table[number + 1], strict=False))
+    model_input.reshape(-1, *latents.shape)[:] = following["scale"] * latents
+    timestep[:] = following["timestep"]
+    step[0] += 1
+
+
+def _guided(prediction: AnyArray, latents: Float32, row: Float32, factor: Float32 | None) -> Float32:
+    prediction = prediction.astype(np.float32, copy=False)
+    if len(prediction) == len(latents):
+        return prediction
+    coefficients = dict(zip(COLUMNS, row, strict=False))
+    guided = guide(prediction, coefficients["guidance"])
+    if factor is not None:
+        factor[:] = (_spread(prediction[len(latents) :]) / _spread(guided)).ravel()
+        mixed = coefficients["rescale"] * factor + coefficients["unscaled"]
+        guided *= mixed.reshape(-1, *[1] * (guided.ndim - 1))
+    return guided
+
+
+def _update(
+    guided: Float32,
+    latents: Float32,
+    history: Float32,
+    table: Float32,
+    number: int,
+    noise: Float32 | None,
+    denoised: Float32 | None,
+) -> None:
+    row = dict(zip(COLUMNS, table[number], strict=False))
+    if denoised is not None:
+        np.multiply(latents, row["denoised_x"], out=denoised)
+        denoised += row["denoised_v"] * guided
+    depth = len(history)
+    entry = np.multiply(guided, row["q"], out=history[number % depth])
+    if row["p"]:
+        entry += row["p"] * latents
+    latents *= row["a"]
+    for back, weight in enumerate(table[number, len(COLUMNS) :]):
         if weight:
-            latents += np.float32(weight) * past
-    if noise is not None:
-        latents += np.float32(row.s) * noise
-    return latents
+            latents += weight * history[(number - back) % depth]
+    if row["s"]:
+        assert noise is not None
+        latents += row["s"] * noise[int(row["draws"]) % len(noise)]
 
 
 def take_rows(array: AnyArray, rows: Int64) -> AnyArray:

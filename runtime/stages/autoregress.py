@@ -225,7 +225,7 @@ class _Loop:
         if self._copies == 1:
             return logits
         assert self._stage.guidance is not None
-        return cpu.guide(logits, self._run.request.values[self._stage.guidance.scale], rescale=0)
+        return cpu.guide(logits, self._run.request.values[self._stage.guidance.scale])
 
     def take(self, rows: Int64) -> None:
         """Let each row go on from the row that is named, in what was written so far."""

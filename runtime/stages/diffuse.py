@@ -28,27 +28,36 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
     copies = 2 if guided(stage, request) else 1
     latents = _start(stage, table, run)
 
-    rows = copies * request.batch
     arrays = run.spread((name for graph in stage.graphs for name in engines[graph].inputs), copies, request.count)
-    model_input = arrays["latents"] = np.empty((rows, *latents.shape[1:]), np.float32)
-    timestep = arrays["timestep"] = np.empty(rows, np.float32)
-    arrays["guidance"] = np.full(rows, scale, np.float32)
+    model_input = arrays["latents"] = np.empty((copies * len(latents), *latents.shape[1:]), np.float32)
+    timestep = arrays["timestep"] = np.empty(len(model_input), np.float32)
+    arrays["guidance"] = np.full(len(model_input), scale, np.float32)
     calls = _bind(stage, engines, arrays)
     prediction = arrays["prediction"]
     if prediction.shape != model_input.shape:
         raise BundleError(f"prediction is {prediction.shape}, wanted {model_input.shape} as the latents are")
 
-    history: list[Float32] = []
-    for number, row in enumerate(table.rows, 1):
-        model_input.reshape(copies, *latents.shape)[:] = np.float32(row.scale) * latents
-        timestep[:] = row.timestep
+    rows = table.rows
+    coefficients, step = table.coefficients(scale, rescale), np.array([-1, 0], np.int32)
+    history = np.empty((len(rows[0].b), *latents.shape), np.float32)
+    noise = np.empty((1, *latents.shape), np.float32) if any(row.s for row in rows) else None
+    denoised = np.empty_like(latents) if stage.preview else None
+    factor = np.empty(len(latents), np.float32) if copies == 2 and rescale > 0 else None
+
+    def advance() -> None:
+        cpu.guide_and_step(
+            prediction, latents, history, model_input, timestep, coefficients, step, noise, denoised, factor
+        )
+
+    advance()
+    for number, row in enumerate(rows, 1):
         for graph, call in calls.items():
             with run.clock(graph):
                 call()
-        output = cpu.guide(prediction, scale, rescale) if copies == 2 else prediction
-        noise = run.draw(latents.shape[1:]) if row.s else None
-        before, latents = latents, cpu.step(output, latents, history, row, noise)
-        yield Step(number, len(table.rows), _previewer(stage, request, before, output, row))
+        if noise is not None and row.s:
+            noise[0] = run.draw(latents.shape[1:])
+        advance()
+        yield Step(number, len(rows), _previewer(stage, request, denoised))
     run.put("latents", latents, np.arange(request.batch))
 
 
@@ -92,17 +101,14 @@ def _bind(
     return calls
 
 
-def _previewer(
-    stage: manifest.Diffuse, request: Request, latents: Float32, prediction: Float32, row: samplers.Row
-) -> Callable[[], list[Picture]]:
+def _previewer(stage: manifest.Diffuse, request: Request, denoised: Float32 | None) -> Callable[[], list[Picture]]:
     """What the model takes the finished latents to be, made RGB by the linear map and enlarged."""
 
     def preview() -> list[Picture]:
         from mmrt.runtime import media  # pillow is needed for pictures only
 
-        if not stage.preview:
+        if denoised is None:
             raise RequestError("the bundle has no preview map")
-        denoised = np.float32(row.denoised[0]) * latents + np.float32(row.denoised[1]) * prediction
         return media.coarse_pictures(cpu.linear_rgb(denoised, stage.preview), request.width, request.height)
 
     return preview

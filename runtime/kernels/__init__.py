@@ -1,0 +1,1 @@
+"""The CUDA kernels of the loops: their source, and how each operation of a device launches them."""
