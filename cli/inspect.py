@@ -111,12 +111,9 @@ def flowchart(manifest: m.Manifest) -> list[str]:
     """The program as a mermaid flowchart: inputs and outputs rounded, graphs as boxes, arrays on the arrows."""
     lines, makers = ["flowchart LR"], dict[str, str]()
     for name, spec in manifest.inputs.items():
-        if isinstance(spec, m.Text | m.Image | m.Audio):
+        if isinstance(spec, m.Text | m.Image | m.Audio) or m.arrays_of(spec):
             lines.append(f"  {name}([{name}])")
-            masks = [each.mask for each in spec.tokenize.values() if each.mask] if isinstance(spec, m.Text) else []
-            arrays = [*spec.tokenize, *masks] if isinstance(spec, m.Text) else [spec.array]
-            arrays += [spec.lengths] if isinstance(spec, m.Audio) else []
-            makers |= dict.fromkeys(arrays, name)
+            makers |= dict.fromkeys(m.arrays_of(spec), name)
             if isinstance(spec, m.Text) and spec.negative:
                 makers |= {f"{spec.negative}/{array}": spec.negative for array in spec.tokenize}
     for number, stage in enumerate(manifest.program):

@@ -109,6 +109,6 @@ def _option(name: str, spec: m.Input) -> InputOption:
         [*flags, name],
         type=kind,
         metavar=metavar,
-        multiple=isinstance(spec, m.Image | m.Audio | m.Strings),
+        multiple=isinstance(spec, m.Image | m.Audio | m.Strings) or getattr(spec, "array", None) is not None,
         help=f"{takes} [{default}]",
     )

@@ -21,6 +21,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Dtype = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
 Dim = Positive | Name  # a number, or the name of a free dimension
+_INT64 = msgspec.Meta(ge=-(2**63), le=2**63 - 1)
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -115,19 +116,26 @@ class Audio(_Struct, frozen=True, tag="audio", tag_field="kind"):
 
 
 class Int(_Struct, frozen=True, tag="int", tag_field="kind"):
-    """A whole number in [min, max]."""
+    """A whole number in [min, max]. Without `array` it sets something of the program; with, it goes into graphs as
+    int64 (numbers,), and each result may have its own."""
 
-    default: int
-    min: int
-    max: int
+    default: Annotated[int, _INT64]
+    min: Annotated[int, _INT64]
+    max: Annotated[int, _INT64]
+    array: Name | None = None
 
 
 class Float(_Struct, frozen=True, tag="float", tag_field="kind"):
-    """A number in [min, max]."""
+    """A number in [min, max]; as `Int`, with `array` as float32 (numbers,)."""
 
     default: float
     min: float
     max: float
+    array: Name | None = None
+
+
+Number = Int | Float
+NUMBERS: dict[type, Dtype] = {Int: "int64", Float: "float32"}  # of their arrays
 
 
 class Choice(_Struct, frozen=True, tag="choice", tag_field="kind"):
@@ -169,7 +177,21 @@ class Strings(_Struct, frozen=True, tag="strings", tag_field="kind"):
     """Some texts that hold for the whole request; none if left out."""
 
 
-Input = Text | Image | Audio | Int | Float | Choice | Size | Count | Seed | Strings
+Input = Text | Image | Audio | Number | Choice | Size | Count | Seed | Strings
+
+
+def arrays_of(spec: Input) -> tuple[str, ...]:
+    """The names of the arrays that an input becomes."""
+    match spec:
+        case Text():
+            return (*spec.tokenize, *(each.mask for each in spec.tokenize.values() if each.mask is not None))
+        case Audio():
+            return spec.array, spec.lengths
+        case Image():
+            return (spec.array,)
+        case Int() | Float() if spec.array is not None:
+            return (spec.array,)
+    return ()
 
 
 class ImageOutput(_Struct, frozen=True, tag="image", tag_field="kind"):

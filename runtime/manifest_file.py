@@ -16,6 +16,7 @@ import msgspec
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.manifest import (
     FORMAT,
+    NUMBERS,
     Array,
     Audio,
     Autoregress,
@@ -26,6 +27,7 @@ from mmrt.runtime.manifest import (
     Image,
     Int,
     Manifest,
+    Number,
     Once,
     Ratio,
     Seed,
@@ -38,6 +40,7 @@ from mmrt.runtime.manifest import (
     Token,
     VectorOutput,
     Windows,
+    arrays_of,
 )
 from mmrt.runtime.noise import GENERATORS
 from mmrt.version import __version__
@@ -123,7 +126,8 @@ class _Check:
             else:
                 pixels = Array(dtype="uint8", shape=("batch", "height", "width", 3))
                 self._fits(output.source, pixels, where, "a picture")
-                self._require(self.sized, where, "a picture needs an input of kind 'size'")
+                known = self.sized or None not in self.made[output.source].dims[1:]
+                self._require(known, where, "a picture of a free size needs an input of kind 'size'")
         if (similarity := self.manifest.similarity) is not None:
             for field in ("text", "image"):
                 name = getattr(similarity, field)
@@ -177,8 +181,7 @@ class _Check:
                     self._refers(value.negative, (Text,), f"{where}.negative")
                     if value.optional:
                         self._require(value.default is None, where, "a text with a default is not optional")
-                        arrays = [*value.tokenize, *(each.mask for each in value.tokenize.values() if each.mask)]
-                        self.perhaps |= dict.fromkeys(arrays, name)
+                        self.perhaps |= dict.fromkeys(arrays_of(value), name)
                 case Image():
                     height, width = (value.fit.height, value.fit.width) if value.fit else (None, None)
                     self._make(value.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
@@ -193,11 +196,13 @@ class _Check:
                     what = f"{value.seconds} s are less than the window of {value.window} s"
                     self._require(value.window <= value.seconds, where, what)
                     if not value.required:
-                        self.perhaps |= dict.fromkeys((value.array, value.lengths), name)
+                        self.perhaps |= dict.fromkeys(arrays_of(value), name)
                 case Int() | Float():
                     self._require(
                         value.min <= value.default <= value.max, where, f"default {value.default} is not in its range"
                     )
+                    if value.array is not None:
+                        self._make(value.array, _Shape(NUMBERS[type(value)], (None,)), f"{where}.array")
                 case Choice():
                     self._require(value.default in value.choices, where, f"default {value.default!r} is not a choice")
                     without = {name for name in (value.silent, value.detected) if name is not None}
@@ -237,8 +242,10 @@ class _Check:
     def _refers(self, name: str | None, kinds: tuple[type, ...], where: str) -> None:
         if name is not None:
             wanted = " or ".join(kind.__name__.lower() for kind in kinds)
-            found = isinstance(self.manifest.inputs.get(name), kinds)
-            self._require(found, where, f"{name!r} is not an input of kind {wanted}")
+            found = self.manifest.inputs.get(name)
+            self._require(isinstance(found, kinds), where, f"{name!r} is not an input of kind {wanted}")
+            each = isinstance(found, Number) and found.array is not None
+            self._require(not each, where, f"{name!r} has an array, so each result may have its own")
 
     def _choices(self, name: str) -> tuple[str, ...]:
         choice = self.manifest.inputs[name]

@@ -129,6 +129,10 @@ class Pipeline:
                 rows = distinct(map(id, values[name])) if spec.fit else np.arange(run.request.batch)
                 _, first = np.unique(rows, return_index=True)
                 run.put(spec.array, np.stack([values[name][index] for index in first]), rows)
+            if isinstance(spec, manifest.Number) and spec.array is not None:
+                rows = distinct(values[name])
+                numbers = np.array(list(dict.fromkeys(values[name])), manifest.NUMBERS[type(spec)])
+                run.put(spec.array, numbers, rows)
             if isinstance(spec, manifest.Audio) and run.request.given(name):
                 rows = distinct(map(id, values[name]))
                 recordings = [values[name][index] for index in np.unique(rows, return_index=True)[1]]

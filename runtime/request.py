@@ -27,7 +27,8 @@ SEEDS = range(-(2**63), 2**64)  # what torch.manual_seed takes
 
 @dataclass(frozen=True)
 class Request:
-    """`values` has each input's value; texts, pictures and recordings are lists with one for each `batch` result.
+    """`values` has each input's value; texts, pictures, recordings and numbers that become arrays are lists with one
+    for each `batch` result.
 
     Each `count` results in a row are of one prompt. `chosen` has the token of each choice that has one; `detected` the
     tokens of those that leave it to the model.
@@ -65,9 +66,9 @@ class Request:
         }
 
     def _single(self, spec: m.Input, value: Any, index: int, together: bool) -> Any:
+        if _each(spec):
+            return value[index]
         match spec:
-            case m.Text() | m.Image() | m.Audio():
-                return value[index]
             case m.Count():
                 return self.count if together else 1
             case m.Seed():
@@ -88,13 +89,13 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
             )
     values = {name: _KINDS[type(spec)](name, spec, given.get(name)) for name, spec in manifest.inputs.items()}
     kinds = {type(spec): (spec, values[name]) for name, spec in manifest.inputs.items()}
-    several = m.Text | m.Image | m.Audio
-    lists = {name: values[name] for name, spec in manifest.inputs.items() if isinstance(spec, several)}
+    lists = {name: values[name] for name, spec in manifest.inputs.items() if _each(spec)}
     for name, spec in manifest.inputs.items():
         if isinstance(spec, m.Audio) and values[name] is not None:
             values[spec.timestamps] = _timestamps(name, spec, values[name], given.get(spec.timestamps), values)
-    if lists and all(items is None for items in lists.values()):
-        raise RequestError(f"nothing is given: {manifest.name} takes {' or '.join(lists)}")
+    contents = [name for name in lists if not isinstance(manifest.inputs[name], m.Number)]
+    if contents and all(values[name] is None for name in contents):
+        raise RequestError(f"nothing is given: {manifest.name} takes {' or '.join(contents)}")
     prompts = _common_length(lists)
     _, count = kinds.get(m.Count, (None, 1))
     batch = prompts * count
@@ -114,6 +115,11 @@ def resolve(manifest: m.Manifest, given: Mapping[str, Any]) -> Request:
         name: tuple(sorted(spec.tokens.values())) for name, spec in choices.items() if values[name] == spec.detected
     }
     return Request(values, chosen, batch, count, width, height, tuple(range(seed, seed + batch)), noise, detected)
+
+
+def _each(spec: m.Input) -> bool:
+    """Whether each result may have its own."""
+    return isinstance(spec, m.Text | m.Image | m.Audio) or (isinstance(spec, m.Number) and spec.array is not None)
 
 
 def _common_length(lists: Mapping[str, list[Any] | None]) -> int:
@@ -280,6 +286,20 @@ def _strings(name: str, spec: m.Strings, value: Any) -> tuple[str, ...]:
     return strings
 
 
+def _numbers(name: str, spec: m.Number, value: Any) -> Any:
+    """The number, or a list of them where each result may have its own."""
+    if spec.array is None:
+        return _number(name, spec, value)
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise RequestError(f"{name} is an empty list, wanted at least one number")
+    return [_number(name, spec, each) for each in values]
+
+
+def _number(name: str, spec: m.Number, value: Any) -> int | float:
+    return _int(name, spec, value) if isinstance(spec, m.Int) else _float(name, spec, value)
+
+
 def _int(name: str, spec: m.Int, value: Any) -> int:
     return _whole(name, spec.default if value is None else value, spec.min, spec.max)
 
@@ -343,8 +363,8 @@ _KINDS: dict[type, Callable[[str, Any, Any], Any]] = {
     m.Text: _text,
     m.Image: _image,
     m.Audio: _audio,
-    m.Int: _int,
-    m.Float: _float,
+    m.Int: _numbers,
+    m.Float: _numbers,
     m.Choice: _choice,
     m.Size: _size,
     m.Count: _count,

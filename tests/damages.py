@@ -411,6 +411,9 @@ MANIFEST_DAMAGES = {
     "file of another format than ONNX": Damage(
         field("graphs", "decoder", "variants", 0, "file", value=TOKENIZER), f"'{TOKENIZER}' is not named *.onnx"
     ),
+    "setting that is an array": Damage(
+        field("inputs", "steps", "array", value="steps"), "'steps' has an array, so each result may have its own"
+    ),
     "wrong type": Damage(field("inputs", "steps", "default", value="many"), "Expected `int`, got `str` - at `$.inputs"),
     "odd name": Damage(field("inputs", "Ste ps", value={"kind": "text"}), "manifest.json: "),
     "name that ends in a line break": Damage(field("inputs", "steps\n", value={"kind": "text"}), "manifest.json: "),
