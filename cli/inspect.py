@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,27 @@ def _bundle(bundle: Bundle) -> list[str]:
         lines.append(f"  {name}")
         lines += [f"    in   {key:17} {spec}" for key, spec in graph.inputs.items()]
         lines += [f"    out  {key:17} {spec}" for key, spec in graph.outputs.items()]
-        lines += [f"    {v.engine} {v.precision}  {v.file}  {_bytes(_size(manifest, v.file))}" for v in graph.variants]
+        for v in graph.variants:
+            lines.append(f"    {v.engine} {v.precision}  {v.file}  {_bytes(_size(manifest, v.file))}")
+            if v.dtypes:
+                lines.append(f"      float16 at its border: {_shortened(v.dtypes)}")
+            lines += [f"      in fp32 for {reason}: {_shortened(nodes)}" for reason, nodes in islands(v).items()]
     return [*lines, "", "program", *(f"  {line}" for line in _program(manifest))]
+
+
+def islands(variant: m.Variant) -> dict[str, list[str]]:
+    """Why operators are in fp32, and which: each with the range it was seen to write."""
+    found: dict[str, list[str]] = {}
+    for island in variant.islands:
+        seen = f" [{island.range[0]:.4g}, {island.range[1]:.4g}]" if island.range else ""
+        found.setdefault(island.reason, []).append(f"{island.node}{seen}")
+    return found
+
+
+def _shortened(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
 
 
 def _program(manifest: m.Manifest) -> list[str]:
@@ -104,6 +124,7 @@ def _program(manifest: m.Manifest) -> list[str]:
     return lines
 
 
+_SHOWN = 6  # names in a line
 _ARROWS = 3  # from one maker to one graph; more are drawn as one
 
 

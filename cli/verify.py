@@ -27,7 +27,7 @@ def verify(bundle: Path, device: str, engine: str, precision: str, as_json: bool
     checks = []
     if not as_json:
         click.echo(f"source: {read_receipt(pipeline.bundle).source}")
-        click.echo(_line("", "", "largest", "relative", "cosine", "PSNR dB"))
+        click.echo(_line("", "", "largest", "relative", "cosine", "PSNR dB", "margin"))
     for check in replay(pipeline):
         checks.append(check)
         if not as_json:
@@ -49,6 +49,7 @@ def row(check: Check) -> str:
         "" if check.relative_error is None else f"{check.relative_error:.1e}",
         "" if check.cosine is None else f"{check.cosine:.6f}",
         "" if check.psnr is None else f"{check.psnr:.1f}",
+        "" if check.margin is None else f"{check.margin:.3f}",
     )
     return _line("ok" if check.passed else "FAIL", f"{check.what} ({check.precision})", *cells) + (
         "" if check.passed else f"  wanted {check.wanted}"

@@ -17,6 +17,16 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 
 
+def fitted(arrays: Mapping[str, AnyArray], specs: Mapping[str, manifest.Array]) -> dict[str, AnyArray]:
+    """`arrays`, those of floats as wide as `specs` want them: copies where they are not, the arrays themselves else."""
+    return {
+        name: array.astype(specs[name].dtype)
+        if name in specs and {array.dtype.name, specs[name].dtype} == {"float16", "float32"}
+        else array
+        for name, array in arrays.items()
+    }
+
+
 def mismatch(
     graph: str,
     side: str,

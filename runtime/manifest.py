@@ -244,20 +244,54 @@ class Array(_Struct, frozen=True):
         return f"{self.dtype}({', '.join(map(str, self.shape))})"
 
 
+Reason = Literal["overflow", "underflow", "weights", "rounding", "accumulation", "unsupported", "between", "error"]
+
+
+class Island(_Struct, frozen=True):
+    """An operator that a variant of lower precision leaves in fp32, and why; `range` is what it was seen to write.
+
+    overflow: it reads or writes numbers too large for fp16; underflow: or too small; weights: its weights are;
+    rounding: what it makes of inputs that are rounded to fp16 is something else; accumulation: it adds up many numbers;
+    unsupported: it has no fp16; between: it stands between others in fp32; error: the graph as a whole came out wrong.
+    """
+
+    node: Label
+    op: Label
+    reason: Reason
+    range: tuple[float, float] | None = None
+
+
 class Variant(_Struct, frozen=True):
-    """One file that computes a graph. ONNX files, `*.onnx`, may have weights beside them, named in the file itself."""
+    """One file that computes a graph. ONNX files, `*.onnx`, may have weights beside them, named in the file itself.
+
+    `dtypes` are those of the graph's inputs and outputs that are others than in the graph: float16 for float32, of
+    arrays that are `carried`. `islands` are the operators in fp32 among others of lower precision.
+    """
 
     engine: Literal["onnx"]
     precision: Literal["fp32", "fp16", "int8"]
     file: str
+    dtypes: dict[Name, Literal["float16"]] = {}
+    islands: Annotated[tuple[Island, ...], msgspec.Meta(max_length=65536)] = ()
 
 
 class Graph(_Struct, frozen=True):
-    """A function of named arrays, in one or more variants, best first."""
+    """A function of named arrays, in one or more variants, of which one is chosen when it is loaded."""
 
     inputs: dict[Name, Array]
     outputs: dict[Name, Array]
     variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1)]
+
+    def of(self, variant: Variant) -> Graph:
+        """The graph with the dtypes that a variant of it has at its borders."""
+
+        def typed(arrays: dict[Name, Array]) -> dict[Name, Array]:
+            return {
+                name: msgspec.structs.replace(array, dtype=variant.dtypes[name]) if name in variant.dtypes else array
+                for name, array in arrays.items()
+            }
+
+        return msgspec.structs.replace(self, inputs=typed(self.inputs), outputs=typed(self.outputs))
 
 
 # ---------------------------------------------------------------- the program
@@ -420,6 +454,34 @@ class Manifest(_Struct, frozen=True):
     program: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
     files: dict[str, File]
     similarity: Similarity | None = None
+
+    def carried(self) -> set[str]:
+        """The float32 arrays that wait while a loop goes on: its caches, and what graphs made for it before it began.
+
+        No loop and no output reads them, graphs alone do: so they may have another dtype between two graphs.
+        """
+        found: set[str] = set()
+        made: set[str] = set()  # by graphs so far
+        read = {output.source for output in self.outputs.values()}
+        for stage in self.program:
+            if not isinstance(stage, Once):
+                graphs = [self.graphs[name] for name in stage.graphs]
+                own = {name for graph in graphs for name in graph.outputs}
+                if isinstance(stage, Diffuse):
+                    read |= {stage.start} if stage.start else set()
+                elif stage.windows is not None:
+                    read.add(stage.windows.source)
+                    made |= {name for each in stage.windows.graphs for name in self.graphs[each].outputs}
+                found |= {name for graph in graphs for name in graph.inputs} & made - own
+                if isinstance(stage, Autoregress):
+                    for old, new in stage.caches.items():
+                        takers = [graph for graph in graphs if old in graph.inputs]
+                        found |= {old, new} if len(takers) == 1 and new in takers[0].outputs else set()
+            made |= {name for each in stage.graphs for name in self.graphs[each].outputs}
+        borders = [
+            (name, array) for graph in self.graphs.values() for name, array in (graph.inputs | graph.outputs).items()
+        ]
+        return found - read - {name for name, array in borders if array.dtype != "float32"}
 
     def text_inputs(self) -> dict[str, Text]:
         """The text inputs that become ids."""

@@ -113,6 +113,7 @@ class _Check:
         self._inputs()
         for index, stage in enumerate(self.manifest.program):
             self._stage(f"$.program[{index}]", stage)
+        self._variants()
         for name, output in self.manifest.outputs.items():
             where = f"$.outputs.{name}.from"
             self._require(output.source in self.made, where, f"no graph makes {output.source!r}")
@@ -158,6 +159,29 @@ class _Check:
             for side, arrays in (("inputs", graph.inputs), ("outputs", graph.outputs)):
                 for key, array in arrays.items():
                     self._not_absurd(array.shape, f"{where}.{side}.{key}.shape")
+
+    def _variants(self) -> None:
+        """That only what is carried between graphs has another dtype, and of a cache both sides."""
+        carried = self.manifest.carried()
+        caches: dict[str, str] = {}
+        for stage in self.manifest.program:
+            caches |= stage.caches if isinstance(stage, Autoregress) else {}
+        for name, graph in self.manifest.graphs.items():
+            for index, variant in enumerate(graph.variants):
+                where = f"$.graphs.{name}.variants[{index}]"
+                for array in variant.dtypes:
+                    known = array in graph.inputs or array in graph.outputs
+                    self._require(known, f"{where}.dtypes", f"graph {name!r} has no {array!r}")
+                    what = f"{array!r} is not carried from graph to graph in float32, so its dtype is the graph's"
+                    self._require(array in carried, f"{where}.dtypes", what)
+                for old, new in caches.items():
+                    both = (old in variant.dtypes) == (new in variant.dtypes)
+                    known = old in graph.inputs and new in graph.outputs
+                    what = f"the cache {old!r} becomes {new!r} of another dtype"
+                    self._require(both or not known, f"{where}.dtypes", what)
+                for number, island in enumerate(variant.islands):
+                    low, high = island.range or (0.0, 0.0)
+                    self._require(low <= high, f"{where}.islands[{number}].range", f"{low} is more than {high}")
 
     def _not_absurd(self, shape: Iterable[int | str | Ratio], where: str) -> None:
         elements = math.prod(dim for dim in shape if isinstance(dim, int))

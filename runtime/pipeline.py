@@ -27,6 +27,7 @@ from mmrt.version import __version__
 
 STAGES: dict[type, Any] = {manifest.Once: once, manifest.Diffuse: diffuse, manifest.Autoregress: autoregress}
 DEVICES = ("cpu",)
+PRECISIONS = {"cpu": ("fp32", "fp16", "int8")}  # by device, fastest first: ONNX Runtime on a CPU casts around fp16
 ENGINES = ("onnx",)
 
 
@@ -39,9 +40,9 @@ def load(
 ) -> Pipeline:
     """Open a bundle and load its graphs.
 
-    device: "auto" or "cpu"; engine: "auto" or "onnx"; precision: "auto", "fp32", "fp16" or "int8"; threads: how many
-    an operator may use, 0 for one a core. Raises `BundleError` where the bundle is damaged, `EngineError` where this
-    machine cannot run it so.
+    device: "auto" or "cpu"; engine: "auto" or "onnx"; precision: "auto", which is the fastest here, "fp32", "fp16" or
+    "int8", for the graphs that have it; threads: how many an operator may use, 0 for one a core. Raises `BundleError`
+    where the bundle is damaged, `EngineError` where this machine cannot run it so.
     """
     for name, value, known in (("device", device, DEVICES), ("engine", engine, ENGINES)):
         if value not in ("auto", *known):
@@ -56,8 +57,10 @@ class Pipeline:
         """Choose a variant of each graph and load what every request needs; the rest is loaded when first asked for."""
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self.variants = {name: _choose(name, graph, precision) for name, graph in self.manifest.graphs.items()}
-        self.engines = _Engines(bundle, self.variants, threads)
+        precisions = _precisions(self.manifest, precision)
+        self.variants = {name: _choose(name, graph, precisions) for name, graph in self.manifest.graphs.items()}
+        engines = _Engines(bundle, self.variants, threads)
+        self.engines: Mapping[str, Engine] = engines
         self._tokenizers = {
             ids: Tokenizer(bundle.file(spec.file), spec)
             for text in self.manifest.text_inputs().values()
@@ -68,7 +71,7 @@ class Pipeline:
             for output in self.manifest.outputs.values()
             if isinstance(output, manifest.TextOutput)
         }
-        self.engines.load(_always_used(self.manifest))
+        engines.load(_always_used(self.manifest))
 
     def generate(self, *texts: str | list[str], **inputs: Any) -> Result:
         """Answer a request; see `stream` for the arguments."""
@@ -214,8 +217,9 @@ class _Engines(Mapping[str, Engine]):
         return len(self._variants)
 
     def _load(self, name: str) -> Engine:
-        file = self._bundle.onnx_file(self._variants[name].file)
-        return load_onnx(name, self._bundle.manifest.graphs[name], file, self._threads)
+        variant = self._variants[name]
+        file = self._bundle.onnx_file(variant.file)
+        return load_onnx(name, self._bundle.manifest.graphs[name].of(variant), file, self._threads)
 
 
 def _always_used(manifest_: manifest.Manifest) -> list[str]:
@@ -223,10 +227,24 @@ def _always_used(manifest_: manifest.Manifest) -> list[str]:
     return [name for name in manifest_.graphs if not any(name in graphs for graphs in conditional)]
 
 
-def _choose(name: str, graph: manifest.Graph, precision: str) -> manifest.Variant:
-    """The first variant, which is the best, of the precision that was asked for."""
-    for variant in graph.variants:
-        if precision in ("auto", variant.precision):
-            return variant
+def _precisions(manifest_: manifest.Manifest, asked: str, device: str = "cpu") -> tuple[str, ...]:
+    """Those to look for in every graph, best first: what is asked for, else what this device does fastest.
+
+    Graphs of which there is no other variant stay in fp32, which loses nothing.
+    """
+    if asked == "auto":
+        return PRECISIONS[device]
+    offered = {variant.precision: None for graph in manifest_.graphs.values() for variant in graph.variants}
+    if asked not in offered:
+        raise EngineError(f"precision is {asked!r}, {manifest_.name} has {', '.join(offered)}")
+    return asked, "fp32"
+
+
+def _choose(name: str, graph: manifest.Graph, precisions: tuple[str, ...]) -> manifest.Variant:
+    """The variant of the first precision that there is."""
+    for precision in precisions:
+        for variant in graph.variants:
+            if variant.precision == precision:
+                return variant
     offered = ", ".join(variant.precision for variant in graph.variants)
-    raise EngineError(f"{name}: no variant of precision {precision!r}; the bundle has {offered}")
+    raise EngineError(f"{name}: no variant of precision {' or '.join(precisions)}; the bundle has {offered}")

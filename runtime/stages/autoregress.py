@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mmrt.runtime import manifest
-from mmrt.runtime.arrays import AnyArray, Float32, Int64
+from mmrt.runtime.arrays import AnyArray, Float32, Int64, fitted
 from mmrt.runtime.devices import cpu
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
@@ -259,7 +259,7 @@ class _Loop:
             into: dict[str, AnyArray] = {
                 new: arrays[old] for old, new in self._stage.caches.items() if new in engine.outputs
             }
-            self._calls[graph], outputs = engine.bind(arrays, into)
+            self._calls[graph], outputs = engine.bind(fitted(arrays, engine.inputs), into)
             arrays |= {name: array for name, array in outputs.items() if name not in into}
         if len(arrays["logits"]) != rows:
             raise BundleError(f"logits have {len(arrays['logits'])} rows, wanted {rows} as the tokens have")

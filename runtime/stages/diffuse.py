@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrt.runtime import manifest, samplers
-from mmrt.runtime.arrays import AnyArray, Float32
+from mmrt.runtime.arrays import AnyArray, Float32, fitted
 from mmrt.runtime.devices import cpu
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
@@ -96,7 +96,7 @@ def _bind(
 ) -> dict[str, Callable[[], None]]:
     calls = {}
     for graph in stage.graphs:
-        calls[graph], outputs = engines[graph].bind(arrays)
+        calls[graph], outputs = engines[graph].bind(fitted(arrays, engines[graph].inputs))
         arrays |= outputs
     return calls
 

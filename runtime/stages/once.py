@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mmrt.runtime import manifest
+from mmrt.runtime.arrays import fitted
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.events import Event
 from mmrt.runtime.stages import Run
@@ -22,7 +23,7 @@ def once(stage: manifest.Once, engines: Mapping[str, Engine], run: Run) -> Itera
         engine = engines[graph]
         rows = run.join(engine.inputs)
         with run.clock(graph):
-            outputs = engine.run(run.arrays)
+            outputs = engine.run(fitted(run.arrays, engine.inputs))
         for name, array in outputs.items():
             run.put(name, array, rows)
     yield from ()

@@ -40,7 +40,7 @@ BAD = {
     "output that is a folder": (["x", "-o", "folder.png"], "folder.png: a folder, wanted the name of a file"),
     "output with too long a name": (["x", "-o", f"{'a' * 300}.png"], "cannot be written: File name too long"),
     "unknown device": (["x", "--device", "tpu"], "device 'tpu' is not supported"),
-    "unknown precision": (["x", "--precision", "fp4"], "no variant of precision 'fp4'; the bundle has fp32"),
+    "unknown precision": (["x", "--precision", "fp4"], "precision is 'fp4', handmade has fp32"),
 }
 
 

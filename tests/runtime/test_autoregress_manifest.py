@@ -89,7 +89,35 @@ def _graph(manifest: dict[str, Any]) -> dict[str, Any]:
     return graph
 
 
+def _half(manifest: dict[str, Any], graph: str, **fields: Any) -> None:
+    """A variant in fp16 of a graph."""
+    variant = {"engine": "onnx", "precision": "fp16", "file": f"{graph}.onnx", **fields}
+    manifest["graphs"][graph]["variants"].append(variant)
+
+
+HALF = dict.fromkeys(("cross_key_0", "key_0", "new_key_0"), "float16")
+ISLAND = {"node": "softmax", "op": "Softmax", "reason": "accumulation"}
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "half an array that there is not": (
+        lambda m: _half(m, "decoder", dtypes={"key_1": "float16"}),
+        "graph 'decoder' has no 'key_1' - at `$.graphs.decoder.variants[1].dtypes`",
+    ),
+    "half logits": (lambda m: _half(m, "decoder", dtypes={"logits": "float16"}), "'logits' is not carried"),
+    "half tokens": (lambda m: _half(m, "decoder", dtypes={"tokens": "float16"}), "'tokens' is not carried"),
+    "half a cache": (
+        lambda m: _half(m, "decoder", dtypes={"key_0": "float16"}),
+        "the cache 'key_0' becomes 'new_key_0' of another dtype",
+    ),
+    "a border of another dtype": (lambda m: _half(m, "decoder", dtypes={"key_0": "int8"}), "Invalid enum value 'int8'"),
+    "an island for no reason": (
+        lambda m: _half(m, "decoder", islands=[{**ISLAND, "reason": "whim"}]),
+        "Invalid enum value 'whim'",
+    ),
+    "an island of unprintable name": (lambda m: _half(m, "decoder", islands=[{**ISLAND, "node": "\x1b[2J"}]), "regex"),
+    "an island of no range": (
+        lambda m: _half(m, "decoder", islands=[{**ISLAND, "range": [2.0, 1.0]}]),
+        "2.0 is more than 1.0 - at `$.graphs.decoder.variants[1].islands[0].range`",
+    ),
     "unknown field": (lambda m: _stage(m).update(beams=4), "unknown field `beams`"),
     "no caches": (lambda m: _stage(m).update(caches={}), "length >= 1"),
     "a cache that no graph takes": (lambda m: _stage(m).update(caches={"key_1": "new_key_0"}), "takes 'key_1'"),
@@ -280,3 +308,18 @@ def test_is_refused(name: str) -> None:
         manifest_file.decode(json.dumps(manifest).encode())
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_carried_between_graphs_may_be_half() -> None:
+    changed = copy.deepcopy(MANIFEST)
+    _half(changed, "encoder", dtypes={"cross_key_0": "float16"})
+    _half(changed, "decoder", dtypes=HALF, islands=[{**ISLAND, "range": [0.0, 1.0]}])
+    read = manifest_file.decode(json.dumps(changed).encode())
+    assert read.carried() == set(HALF)
+    decoder = read.graphs["decoder"]
+    whole, half = (decoder.of(variant) for variant in decoder.variants)
+    assert whole == decoder
+    assert str(half.inputs["key_0"]) == "float16(rows, 2, capacity, 8)"
+    assert half.inputs["key_0"] == half.outputs["new_key_0"]
+    assert half.inputs["tokens"] == decoder.inputs["tokens"]
+    assert half.outputs["logits"] == decoder.outputs["logits"]
