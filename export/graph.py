@@ -71,6 +71,7 @@ def _to_onnx(graph: Graph) -> Any:
     free = {name: dict.fromkeys(graph.free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in arrays}
     with torch.no_grad():
         program = torch.export.export(_OfArrays(graph.module), (arrays,), dynamic_shapes=(free,), strict=False)
+    _forget_checks(program.graph)
     return torch.onnx.export(
         program,
         (arrays,),
@@ -80,6 +81,14 @@ def _to_onnx(graph: Graph) -> Any:
         output_names=list(graph.outputs),
         verbose=False,
     )
+
+
+def _forget_checks(graph: Any) -> None:
+    """Drop what a module asserts of its tensors (`torch._check`), which ONNX cannot express."""
+    for node in reversed(list(graph.nodes)):
+        if str(node.target).startswith("aten._assert_"):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def _forget_traces(model: Any) -> None:

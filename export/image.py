@@ -29,6 +29,30 @@ class Normalize(torch.nn.Module):  # type: ignore[misc]
         return (pixels.permute(0, 3, 1, 2).float() * self.scale - self.mean) / self.std
 
 
+class NormalizePatches(torch.nn.Module):  # type: ignore[misc]
+    """patches uint8 (pictures, patches, values), values of RGB pixels, and shapes int64 (pictures, 2), their rows and
+    columns -> float32 like them, zeros after a picture's own, and int64 (pictures, patches), 1 at those."""
+
+    def __init__(self, processor: Any) -> None:
+        super().__init__()
+        self.normalize = Normalize(processor)
+
+    def forward(self, patches: Any, shapes: Any) -> Any:
+        mask = torch.arange(patches.shape[1]) < shapes.prod(dim=-1, keepdim=True)
+        values = self.normalize(patches.unflatten(-1, (-1, 3))).permute(0, 2, 3, 1).flatten(-2)
+        return values * mask[:, :, None], mask.to(torch.int64)
+
+
+def patches(processor: Any, shapes: str) -> m.Patches:
+    """How Siglip2ImageProcessor cuts pictures. Raises `ExportError` where it does not."""
+    if not processor.do_resize:
+        raise ExportError("preprocessor_config.json: do_resize is false, wanted true: pictures come in any size")
+    resample: Any = Image.Resampling(processor.resample).name.lower()
+    return m.Patches(
+        size=int(processor.patch_size), most=int(processor.max_num_patches), resample=resample, shapes=shapes
+    )
+
+
 def fit(processor: Any) -> m.Fit:
     """How the processor brings pictures to size. Raises `ExportError` where it does more than resize and crop."""
     whole = getattr(processor, "max_image_size", None)  # Idefics3's: pads to a size that all pictures have

@@ -20,14 +20,16 @@ _UNIGRAM, _BPE = 1, 2
 
 
 def source(tokenizer: Any, codes: bool) -> tokenizers.Tokenizer:
-    """What finds the tokens of a text, without the special ones around it, as MarianTokenizer or M2M100Tokenizer does.
+    """What finds the tokens of a text, without the special ones around it, as MarianTokenizer, M2M100Tokenizer or
+    SiglipTokenizer does.
 
     codes: whether a text may begin with Marian's `>>deu<<`.
     Raises `ExportError` where the .spm file wants what this mmrt does not know.
     """
     marian = hasattr(tokenizer, "spm_source")
     proto = _proto(tokenizer.spm_source if marian else tokenizer.sp_model)
-    ids = {**tokenizer.encoder, **getattr(tokenizer, "lang_token_to_id", {}), **tokenizer.added_tokens_encoder}
+    ids = tokenizer.encoder if hasattr(tokenizer, "encoder") else _own_ids(tokenizer.sp_model)
+    ids = {**ids, **getattr(tokenizer, "lang_token_to_id", {}), **tokenizer.added_tokens_encoder}
     made = tokenizers.Tokenizer(_model(proto, ids, tokenizer.unk_token))
     if charsmap := proto.normalizer_spec.precompiled_charsmap:
         made.normalizer = normalizers.Precompiled(charsmap)
@@ -35,7 +37,8 @@ def source(tokenizer: Any, codes: bool) -> tokenizers.Tokenizer:
         if tokenizer.supported_language_codes and proto.trainer_spec.model_type == _BPE:
             raise ExportError("tokenizer: the .spm file joins pairs (BPE), so codes such as '>>deu<<' are no pieces")
         made.pre_tokenizer = pre_tokenizers.Split(Regex(sentencepiece.CODES), "isolated")
-    made.add_tokens(_added(tokenizer))
+    if hasattr(tokenizer, "encoder"):  # SiglipTokenizer leaves nothing of them in a text
+        made.add_tokens(_added(tokenizer))
     return made
 
 
@@ -65,6 +68,10 @@ def target(tokenizer: Any) -> tokenizers.Tokenizer:
         [tokenizers.AddedToken(piece, normalized=False, special=True) for piece in ids if piece in silent]
     )
     return made
+
+
+def _own_ids(spm: Any) -> dict[str, int]:
+    return {spm.id_to_piece(place): place for place in range(spm.get_piece_size())}
 
 
 def _proto(spm: Any) -> Any:

@@ -17,7 +17,7 @@ from mmrt.export import sentencepiece
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.quiet import quiet
 from mmrt.runtime.errors import BundleError, ExportError
-from mmrt.runtime.manifest import TextOutput, Token, Tokenize
+from mmrt.runtime.manifest import Cleaning, TextOutput, Token, Tokenize
 from mmrt.runtime.tokenizer import Detokenizer, Tokenizer
 
 PROBES = (
@@ -50,10 +50,19 @@ _Read = TypeVar("_Read")
 def tokenizer_file(tokenizer: Any, path: str) -> tuple[bytes, Tokenize]:
     """The content of the file at `path` in the bundle, and the manifest's entry for it: texts all of one length.
 
+    To SiglipTokenizer, which takes punctuation away, special tokens that a text spells out are text like any other.
     Raises `ExportError` where the tokenizer cannot be said so, or gives other ids for one of `PROBES`.
     """
     spec = Tokenize(file=path, length=tokenizer.model_max_length, pad=tokenizer.pad_token_id)
-    content = _content(_fast(tokenizer))
+    if type(tokenizer).__name__ == "SiglipTokenizer":
+        lower: tuple[Cleaning, ...] = ("lower",) if tokenizer.do_lower_case else ()
+        cleaning: tuple[Cleaning, ...] = ("pieces", *lower, "punctuation", "blanks")
+        spec = msgspec.structs.replace(spec, clean=cleaning, after=(tokenizer.eos_token_id,))
+        content = _content(sentencepiece.source(tokenizer, codes=False))
+    else:
+        content = _content(_fast(tokenizer))
+    if tokenizer.padding_side != "right":
+        raise ExportError(f"tokenizer: padding_side is {tokenizer.padding_side!r}, wanted 'right'")
     ours = _read(content, lambda file: Tokenizer(file, spec))
     with quiet():
         found = ours(PROBES)[0].tolist()

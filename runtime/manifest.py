@@ -43,6 +43,9 @@ Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
 # ---------------------------------------------------------------- what a user gives
 
 
+Cleaning = Literal["mend", "entities", "underscores", "pieces", "punctuation", "lower", "blanks"]
+
+
 class Tokenize(_Struct, frozen=True):
     """How a text becomes ids: int64 (texts, tokens), at most `length` a text, padded at the right with the id `pad`.
 
@@ -50,7 +53,8 @@ class Tokenize(_Struct, frozen=True):
     `after` stand around them. Where the text has no negative, `blank` makes the unconditional rows of guidance: the
     same ids, but this one in place of all between a row's first and last. Without a `mask` all have
     `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a
-    text's own tokens are: then the longest text sets the length, and a text over `length` is refused.
+    text's own tokens are: then the longest text sets the length, and a text over `length` is refused. `clean` are the
+    steps of `cleaning.STEPS` that a text goes through first.
     """
 
     file: str
@@ -62,6 +66,7 @@ class Tokenize(_Struct, frozen=True):
     prefix: str = ""
     suffix: str = ""
     blank: TokenId | None = None
+    clean: tuple[Cleaning, ...] = ()
 
 
 class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
@@ -86,15 +91,28 @@ class Fit(_Struct, frozen=True):
     longest: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
 
 
+class Patches(_Struct, frozen=True):
+    """How a picture of any size becomes at most `most` patches of `size` times `size` pixels: made as large as they
+    allow, in nearly its own shape, and cut row by row. `shapes` names an array int64 (pictures, 2) of how many rows and
+    columns each has."""
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    most: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    shapes: Name
+
+
 class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
     """A picture as `array`, uint8 (pictures, height, width, 3), RGB. May be left out unless `required`.
 
     It takes the size that `fit` says, with one row for each distinct picture; without, the request's size, with one row
-    for each result.
+    for each result. With `patches` it is uint8 (pictures, patches, values), zeros after a picture's own patches, whose
+    values are row by row, RGB.
     """
 
     array: Name
     fit: Fit | None = None
+    patches: Patches | None = None
     required: bool = False
 
 

@@ -207,12 +207,10 @@ class _Check:
                         self._require(value.default is None, where, "a text with a default is not optional")
                         self.perhaps |= dict.fromkeys(arrays_of(value), name)
                 case Image():
-                    height, width = (value.fit.height, value.fit.width) if value.fit else (None, None)
-                    self._make(value.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
-                    what = "an image input needs `fit`, or an input of kind 'size'"
-                    self._require(self.sized or value.fit is not None, where, what)
+                    self._image(value, where)
                     if not value.required:
-                        self.perhaps[value.array] = name
+                        arrays = [value.array, *([value.patches.shapes] if value.patches else [])]
+                        self.perhaps |= dict.fromkeys(arrays, name)
                 case Audio():
                     self._make(value.array, _Shape("float32", (None, None)), f"{where}.array")
                     self._make(value.lengths, _Shape("int64", (None,)), f"{where}.lengths")
@@ -242,6 +240,19 @@ class _Check:
                         self._require(not strangers, f"{where}.generator", f"no generator is named {_names(strangers)}")
                 case Count() | Strings():
                     pass
+
+    def _image(self, image: Image, where: str) -> None:
+        self._require(image.fit is None or image.patches is None, where, "an image has `fit` or `patches`, not both")
+        if (patches := image.patches) is not None:
+            values = 3 * patches.size**2
+            self._not_absurd((patches.most, values), f"{where}.patches")
+            self._make(image.array, _Shape("uint8", (None, patches.most, values)), f"{where}.array")
+            self._make(patches.shapes, _Shape("int64", (None, 2)), f"{where}.patches.shapes")
+            return
+        height, width = (image.fit.height, image.fit.width) if image.fit else (None, None)
+        self._make(image.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
+        what = "an image input needs `fit` or `patches`, or an input of kind 'size'"
+        self._require(self.sized or image.fit is not None, where, what)
 
     def _switch(self, name: str, where: str) -> None:
         self._refers(name, (Choice,), where)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mmrt.runtime.arrays import UInt8
+from mmrt.runtime.arrays import Int64, UInt8
 from mmrt.runtime.errors import RequestError
 from mmrt.runtime.files import whole
-from mmrt.runtime.manifest import Fit
+from mmrt.runtime.manifest import Fit, Patches
 
 Picture: TypeAlias = Image.Image
 PictureLike: TypeAlias = "Picture | UInt8 | str | os.PathLike[str]"
@@ -85,6 +86,32 @@ def fit(picture: Picture, spec: Fit) -> UInt8:
     padded = np.pad(pixels, [(max(-top, 0),) * 2, (max(-left, 0),) * 2, (0, 0)])
     top, left = max(top, 0), max(left, 0)
     return padded[top : top + spec.height, left : left + spec.width]
+
+
+def fit_patches(picture: Picture, spec: Patches) -> UInt8:
+    """uint8 (height, width, 3) of the size that `spec` says, as transformers' Siglip2ImageProcessor finds it."""
+    low, high = 1e-6, 100.0  # the scale, found by halving
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        width, height = _whole_patches(picture, middle, spec.size)
+        low, high = (middle, high) if width * height <= spec.most * spec.size**2 else (low, middle)
+    size = _whole_patches(picture, low, spec.size)
+    return np.asarray(picture.resize(size, Image.Resampling[spec.resample.upper()]))
+
+
+def _whole_patches(picture: Picture, scale: float, patch: int) -> tuple[int, int]:
+    width, height = (max(math.ceil(side * scale / patch), 1) * patch for side in picture.size)
+    return width, height
+
+
+def cut(pictures: list[UInt8], spec: Patches) -> tuple[list[UInt8], Int64]:
+    """Of each picture its patches, uint8 (most, values), and int64 (pictures, 2), how many rows and columns."""
+    found, size = [], spec.size
+    shapes = np.array([[side // size for side in picture.shape[:2]] for picture in pictures], np.int64)
+    for picture, (rows, columns) in zip(pictures, shapes, strict=True):
+        patches = picture.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(rows * columns, -1)
+        found.append(np.pad(patches, [(0, spec.most - len(patches)), (0, 0)]))
+    return found, shapes
 
 
 def _longest_side(picture: Picture, longest: int) -> tuple[int, int]:

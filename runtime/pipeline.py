@@ -129,9 +129,15 @@ class Pipeline:
         values = run.request.values
         for name, spec in self.manifest.inputs.items():
             if isinstance(spec, manifest.Image) and run.request.given(name):
-                rows = distinct(map(id, values[name])) if spec.fit else np.arange(run.request.batch)
-                _, first = np.unique(rows, return_index=True)
-                run.put(spec.array, np.stack([values[name][index] for index in first]), rows)
+                own_size = spec.fit or spec.patches
+                rows = distinct(map(id, values[name])) if own_size else np.arange(run.request.batch)
+                pictures = [values[name][index] for index in np.unique(rows, return_index=True)[1]]
+                if spec.patches:
+                    from mmrt.runtime import media  # pillow is needed for pictures only
+
+                    pictures, shapes = media.cut(pictures, spec.patches)
+                    run.put(spec.patches.shapes, shapes, rows)
+                run.put(spec.array, np.stack(pictures), rows)
             if isinstance(spec, manifest.Number) and spec.array is not None:
                 rows = distinct(values[name])
                 numbers = np.array(list(dict.fromkeys(values[name])), manifest.NUMBERS[type(spec)])

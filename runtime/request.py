@@ -147,10 +147,12 @@ def _resize(manifest: m.Manifest, values: dict[str, Any], width: int, height: in
         if isinstance(other, m.Image) and values[name] is not None:
             from mmrt.runtime import media  # pillow is needed for pictures only
 
-            values[name] = [
-                media.fit(picture, other.fit) if other.fit else media.to_array(picture, width, height)
-                for picture in values[name]
-            ]
+            if (patches := other.patches) is not None:
+                values[name] = [media.fit_patches(picture, patches) for picture in values[name]]
+            elif (fit := other.fit) is not None:
+                values[name] = [media.fit(picture, fit) for picture in values[name]]
+            else:
+                values[name] = [media.to_array(picture, width, height) for picture in values[name]]
 
 
 def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str, Any]) -> tuple[int, int]:
@@ -158,7 +160,7 @@ def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str
         size: tuple[int, int] = values[name]
         return size
     for other, value in manifest.inputs.items():
-        if isinstance(value, m.Image) and value.fit is None and values[other] is not None:
+        if isinstance(value, m.Image) and not (value.fit or value.patches) and values[other] is not None:
             width, height = (side - side % spec.multiple for side in values[other][0].size)
             if min(width, height) < spec.multiple or max(width, height) > spec.max:
                 raise RequestError(

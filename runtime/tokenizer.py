@@ -17,6 +17,7 @@ import tokenizers
 
 from mmrt.runtime import sentencepiece
 from mmrt.runtime.arrays import Int64
+from mmrt.runtime.cleaning import clean
 from mmrt.runtime.errors import BundleError, RequestError, RequestWarning
 from mmrt.runtime.manifest import Token, Tokenize
 
@@ -44,6 +45,7 @@ class Tokenizer:
         chosen: the token ids of the inputs that `before` and `after` name. What becomes of a text that is too long is
         said at `Tokenize`: it is cut with a `RequestWarning`, or refused with a `RequestError`.
         """
+        texts = [clean(text, self._spec.clean) for text in texts]
         with _blame(self._path, "the tokenizer fails"):
             encodings = self._tokenizer.encode_batch([self._spec.prefix + text + self._spec.suffix for text in texts])
         for text, encoding in zip(texts, encodings, strict=True):

@@ -6,10 +6,16 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from corpus import MADE
+from corpus import MADE, gemma, siglip
 
 EMOJI = Path(__file__).parents[1] / "examples" / "emoji" / "checkpoint" / "tokenizer"
-CLASSES = {"CLIP": "CLIPModel", "SigLIP": "SiglipModel", "Chinese CLIP": "ChineseCLIPModel"}
+CLASSES = {
+    "CLIP": "CLIPModel",
+    "SigLIP": "SiglipModel",
+    "SigLIP 2": "SiglipModel",
+    "SigLIP 2, NaFlex": "Siglip2Model",
+    "Chinese CLIP": "ChineseCLIPModel",
+}
 LENGTH, SIDE = 40, 32
 
 
@@ -23,8 +29,14 @@ def save(folder: Path, kind: str) -> Path:
     seen = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
     seen |= {"image_size": SIDE, "patch_size": 8}
     sizes = {"size": {"height": SIDE, "width": SIDE}}
-    if kind == "SigLIP":
-        tokenizer = MADE["T5"](folder.parent / "tokenizer")
+    if kind == "SigLIP 2, NaFlex":
+        tokenizer = gemma(folder.parent / "tokenizer")
+        text |= {"vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "projection_size": 24}
+        del seen["image_size"]
+        config = transformers.Siglip2Config(text_config=text, vision_config={**seen, "num_patches": 25})
+        processor = _image_processor("siglip2", "Siglip2", patch_size=8, max_num_patches=30)
+    elif kind.startswith("SigLIP"):
+        tokenizer = (gemma if kind == "SigLIP 2" else siglip)(folder.parent / "tokenizer")
         text |= {"vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "projection_size": 24}
         config = transformers.SiglipConfig(text_config=text, vision_config=seen)
         processor = _image_processor("siglip", "Siglip", **sizes)

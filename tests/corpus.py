@@ -225,6 +225,42 @@ def m2m100(folder: Path) -> Any:
     return reload(made, folder / "saved")
 
 
+def siglip(folder: Path) -> Any:
+    """SigLIP's: ids are those of the .spm file, texts are in lower case and without punctuation."""
+    from transformers import SiglipTokenizer
+
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    path = spm(folder / "spiece.model", lines=[line.lower() for line in train_lines()], **ids)
+    return reload(SiglipTokenizer(str(path)), folder / "saved")
+
+
+def gemma(folder: Path) -> Any:
+    """SigLIP 2's: pairs of letters with bytes for unknown ones, the end's token after each text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import GemmaTokenizer
+
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    trained.normalizer = normalizers.Replace(" ", "\u2581")
+    trained.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    trained.train_from_iterator(
+        [line.lower() for line in train_lines()],
+        trainers.BpeTrainer(vocab_size=1500, special_tokens=specials, show_progress=False),
+    )
+    trained.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    content = json.loads(trained.to_str())["model"]
+    made = GemmaTokenizer(
+        vocab=content["vocab"],
+        merges=[tuple(each) for each in content["merges"]],
+        add_bos_token=False,
+        add_eos_token=True,
+        padding_side="right",
+        model_input_names=["input_ids"],
+        model_max_length=64,
+    )
+    return reload(made, folder)
+
+
 def hash_of(text: str) -> int:
     return sum(place * byte for place, byte in enumerate(text.encode(), 1))
 

@@ -459,6 +459,23 @@ MANIFEST_DAMAGES = {
         field("graphs", "text_encoder", "outputs", "context", "shape", value=["batch", 8, 5]),
         "'context' is made as float32(?, 8, 5), graph 'denoiser' takes float32(?, 8, 4)",
     ),
+    "a picture that fits twice": Damage(
+        field(
+            "inputs",
+            "image",
+            value={
+                "kind": "image",
+                "array": "image_pixels",
+                "fit": {"width": 8, "height": 8, "resample": "box"},
+                "patches": {"size": 8, "most": 4, "resample": "box", "shapes": "shapes"},
+            },
+        ),
+        "an image has `fit` or `patches`, not both",
+    ),
+    "patches for pixels": Damage(
+        field("inputs", "image", "patches", value={"size": 8, "most": 4, "resample": "box", "shapes": "shapes"}),
+        "'image_pixels' is made as uint8(?, 4, 192)",
+    ),
     "output that nobody makes": Damage(field("outputs", "image", "from", value="dreams"), "no graph makes 'dreams'"),
     "output that is no picture": Damage(
         field("outputs", "image", "from", value="latents"), "'latents' is made as float32(?, 4, ?, ?), a picture takes"

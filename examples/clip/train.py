@@ -30,19 +30,21 @@ import learning
 from pictures import Pictures
 
 LENGTH = 32  # tokens of a text at most
+WIDTH = 128  # of the vectors
+SEEN, NAMED = 96, 256  # pictures and names of a step
 
 
 def new_model(vocabulary: int) -> CLIPModel:
-    """Texts by two layers of width 128, pictures as 64 patches of 8 x 8 by three of width 160; vectors of 128."""
-    shared = {"num_attention_heads": 4, "projection_dim": 128}
-    text = {"vocab_size": vocabulary, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}
+    """Texts by two layers of width 160, pictures as 16 patches of 16 x 16 by three of width 192; vectors of 128."""
+    shared = {"num_attention_heads": 4, "projection_dim": WIDTH}
+    text = {"vocab_size": vocabulary, "hidden_size": 160, "intermediate_size": 480, "num_hidden_layers": 2}
     ids = {"bos_token_id": learning.PAD, "eos_token_id": learning.EOS, "pad_token_id": learning.PAD}
-    seen = {"hidden_size": 160, "intermediate_size": 480, "num_hidden_layers": 3}
+    seen = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3}
     return CLIPModel(
         CLIPConfig(
             text_config={**text, **ids, **shared, "max_position_embeddings": LENGTH},
-            vision_config={**seen, **shared, "image_size": data.SIZE, "patch_size": 8},
-            projection_dim=128,
+            vision_config={**seen, **shared, "image_size": data.SIZE, "patch_size": 16},
+            projection_dim=WIDTH,
         )
     )
 
@@ -54,21 +56,27 @@ def new_processor() -> CLIPImageProcessorPil:
 
 
 class Learner(nn.Module):
-    """The model, and a head that tells from a picture's vector which emoji it is, thrown away afterwards."""
+    """The model, and a vector of each emoji that its pictures and its names learn to meet, thrown away afterwards.
+
+    So a picture or a name is told from all emoji at once, not only from those that are in its batch, and names, which
+    cost little, can be learnt more often than pictures.
+    """
 
     def __init__(self, model: CLIPModel, emoji: int) -> None:
         super().__init__()
         self.model = model
-        self.which = nn.Linear(128, emoji)
+        self.vectors = nn.Parameter(torch.randn(emoji, WIDTH))
 
-    def loss(self, pictures: Tensor, rows: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Pictures (batch, 3, 64, 64) in [-1, 1], which emoji they are, and their names: each finds its own."""
+    def loss(self, pictures: Tensor, seen: Tensor, ids: Tensor, mask: Tensor, named: Tensor) -> Tensor:
+        """Pictures (batch, 3, 64, 64) in [-1, 1] of the emoji `seen`; names of the emoji `named`, `seen` first."""
         with torch.no_grad():
-            self.model.logit_scale.clamp_(max=math.log(100))
-        made = self.model(input_ids=ids, attention_mask=mask, pixel_values=pictures)
-        own = torch.arange(len(rows))
-        both = F.cross_entropy(made.logits_per_image, own) + F.cross_entropy(made.logits_per_text, own)
-        return both / 2 + 0.3 * F.cross_entropy(self.which(10 * made.image_embeds), rows)
+            self.model.logit_scale.clamp_(max=math.log(50))
+        scale, vectors = self.model.logit_scale.exp(), F.normalize(self.vectors, dim=-1)
+        images = F.normalize(self.model.get_image_features(pictures).pooler_output, dim=-1)
+        texts = F.normalize(self.model.get_text_features(ids, attention_mask=mask).pooler_output, dim=-1)
+        whole = F.cross_entropy(scale * images @ vectors.T, seen) + F.cross_entropy(scale * texts @ vectors.T, named)
+        pairs, own = scale * images @ texts[: len(seen)].T, torch.arange(len(seen))
+        return whole + (F.cross_entropy(pairs, own) + F.cross_entropy(pairs.T, own)) / 2
 
 
 def main() -> None:
@@ -91,13 +99,14 @@ def main() -> None:
     learner = Learner(new_model(len(tokenizer)), len(emoji))
     pictures, saved = Pictures(originals, args.work), time.monotonic()
     steps = learning.schedule(
-        args.work / "clip.pt", learner, minutes=args.minutes, batch=128, examples=len(emoji), lr=1e-3
+        args.work / "clip.pt", learner, minutes=args.minutes, batch=SEEN, examples=len(emoji), lr=1e-3
     )
     for batch in steps:
-        texts = [random.choice(names[row]) for row in batch.rows.tolist()]
+        named = torch.cat([batch.rows, torch.randint(len(emoji), (NAMED - SEEN,))])
+        texts = [random.choice(names[row]) for row in named.tolist()]
         ids = tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
         seen = pictures.batch(batch.rows, batch.over)
-        batch.step(learner.loss(seen, batch.rows, ids["input_ids"], ids["attention_mask"]))
+        batch.step(learner.loss(seen, batch.rows, ids["input_ids"], ids["attention_mask"], named))
         if time.monotonic() - saved > 60 * args.save_every:
             learning.save_checkpoint(args.checkpoint, learner.model, tokenizer)
             saved = time.monotonic()

@@ -1,6 +1,7 @@
-"""Texts and pictures as vectors in one space: CLIP (arXiv 2103.00020), SigLIP (2303.15343), and Chinese CLIP.
+"""Texts and pictures as vectors in one space: CLIP (arXiv 2103.00020), SigLIP (2303.15343), SigLIP 2 (2502.14786), and
+Chinese CLIP.
 
-SigLIP 2 of one size of pictures is of SigLIP's class.
+SigLIP 2 of one size of pictures is of SigLIP's class; the other, NaFlex, sees pictures of any shape as patches.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from PIL import Image
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import load_model, load_processor
 from mmrt.export.diffusers_reference import test_picture
-from mmrt.export.image import Normalize, fit_of
+from mmrt.export.image import Normalize, NormalizePatches, fit_of, patches
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer, tokenizer_file
 from mmrt.runtime import manifest as m
 from mmrt.runtime import media
 from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.errors import ExportError
 from mmrt.runtime.receipt import Case
 
-CLASSES = ("CLIPModel", "SiglipModel", "ChineseCLIPModel")
+CLASSES = ("CLIPModel", "SiglipModel", "Siglip2Model", "ChineseCLIPModel")
 _TOKENIZER = "tokenizers/text.json"
 _TEXTS = ("a red heart", "two blue cars in the rain")
 
@@ -45,7 +47,7 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
         content, tokenize = tokenizer_file(tokenizer, _TOKENIZER)
     else:
         content, tokenize = source_tokenizer(tokenizer, _TOKENIZER, tokenizer.model_max_length, "text_mask")
-    size = fit_of(checkpoint, processor, int(model.config.vision_config.image_size))
+    image, see, seen = _pictures(checkpoint, model, processor)
     masked = checkpoint.architecture == "ChineseCLIPModel"
     free = {0: "texts"} if sigmoid else {0: "texts", 1: "tokens"}
     ids = torch.full((2, tokenize.length if sigmoid else 7), tokenize.pad, dtype=torch.int64)
@@ -55,22 +57,17 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
         family="clip",
         inputs={
             "text": m.Text(tokenize={"text_ids": tokenize}, optional=True),
-            "image": m.Image(array="pixels", fit=size),
+            "image": image,
         },
         outputs={each: m.VectorOutput(source=each) for each in ("text_embeds", "image_embeds")},
         graphs={
             "text": Graph(
                 TextEncoder(model), given, ("text_embeds",), dict.fromkeys(given, free) | {"text_embeds": {0: "texts"}}
             ),
-            "image": Graph(
-                ImageEncoder(model, processor),
-                {"pixels": torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)},
-                ("image_embeds",),
-                {key: {0: "pictures"} for key in ("pixels", "image_embeds")},
-            ),
+            "image": Graph(see, seen, ("image_embeds",), {key: {0: "pictures"} for key in (*seen, "image_embeds")}),
         },
         program=(m.Once(graphs=("text",), when="text"), m.Once(graphs=("image",), when="image")),
-        reference=lambda: _reference(model, tokenizer, processor, size),
+        reference=lambda: _reference(model, tokenizer, processor, image),
         components=(".",),
         files={_TOKENIZER: content},
         similarity=m.Similarity(
@@ -81,6 +78,25 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
             probability="sigmoid" if sigmoid else "softmax",
         ),
     )
+
+
+def _pictures(checkpoint: Checkpoint, model: Any, processor: Any) -> tuple[m.Image, torch.nn.Module, dict[str, Any]]:
+    """The input, the encoder, and what it takes, for two pictures."""
+    if checkpoint.architecture == "Siglip2Model":
+        cut = patches(processor, "patch_shapes")
+        if cut.size != int(model.config.vision_config.patch_size):
+            raise ExportError(
+                f"{checkpoint.path / 'preprocessor_config.json'}: patch_size is {cut.size}, wanted "
+                f"{model.config.vision_config.patch_size} as config.json says"
+            )
+        seen = {
+            "patches": torch.zeros(2, cut.most, 3 * cut.size**2, dtype=torch.uint8),
+            "patch_shapes": torch.ones(2, 2, dtype=torch.int64),
+        }
+        return m.Image(array="patches", patches=cut), PatchEncoder(model, processor), seen
+    size = fit_of(checkpoint, processor, int(model.config.vision_config.image_size))
+    seen = {"pixels": torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)}
+    return m.Image(array="pixels", fit=size), ImageEncoder(model, processor), seen
 
 
 class TextEncoder(torch.nn.Module):  # type: ignore[misc]
@@ -108,12 +124,29 @@ class ImageEncoder(torch.nn.Module):  # type: ignore[misc]
         return _normalized(self.model.get_image_features(pixel_values=self.normalize(pixels)))
 
 
+class PatchEncoder(torch.nn.Module):  # type: ignore[misc]
+    """patches uint8 (pictures, patches, values) and patch_shapes int64 (pictures, 2), rows and columns -> image_embeds
+    float32 (pictures, width), each of length 1."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__()
+        self.normalize = NormalizePatches(processor)
+        self.model = model
+
+    def forward(self, patches: Any, patch_shapes: Any) -> Any:
+        values, mask = self.normalize(patches, patch_shapes)
+        features = self.model.get_image_features(
+            pixel_values=values, pixel_attention_mask=mask, spatial_shapes=patch_shapes
+        )
+        return _normalized(features)
+
+
 def _normalized(features: Any) -> Any:
     vectors = getattr(features, "pooler_output", features)  # transformers 4 gives the vectors alone
     return vectors / vectors.norm(p=2, dim=-1, keepdim=True)
 
 
-def _reference(model: Any, tokenizer: Any, processor: Any, size: m.Fit) -> Golden:
+def _reference(model: Any, tokenizer: Any, processor: Any, image: m.Image) -> Golden:
     """What transformers' own processors and forward pass give."""
     picture = test_picture(96, 72)
     pictures = np.stack([picture, picture[::-1, :, ::-1]])
@@ -124,19 +157,28 @@ def _reference(model: Any, tokenizer: Any, processor: Any, size: m.Fit) -> Golde
         encoded = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
         if padding == "max_length":
             encoded.pop("attention_mask", None)  # which its own processor does not give
-        found = model(**encoded, pixel_values=processor(images=images, return_tensors="pt")["pixel_values"])
-    text, image = found.text_embeds.numpy(), found.image_embeds.numpy()
+        found = model(**encoded, **processor(images=images, return_tensors="pt"))
+    text, seen = found.text_embeds.numpy(), found.image_embeds.numpy()
     arrays: dict[str, AnyArray] = {
         "graph/text/0/in/text_ids": encoded["input_ids"].numpy(),
         "graph/text/0/out/text_embeds": text,
-        "graph/image/0/in/pixels": np.stack([media.fit(each, size) for each in images]),
-        "graph/image/0/out/image_embeds": image,
+        **{f"graph/image/0/in/{name}": array for name, array in _seen(images, image).items()},
+        "graph/image/0/out/image_embeds": seen,
         "run/texts/out/text_embeds": text,
         "run/pictures/in/image": pictures,
-        "run/pictures/out/image_embeds": image,
+        "run/pictures/out/image_embeds": seen,
     }
     if type(model).__name__ == "ChineseCLIPModel":
         arrays["graph/text/0/in/text_mask"] = encoded["attention_mask"].bool().numpy()
     source = f"transformers {version('transformers')}, torch {torch.__version__}, fp32 on cpu"
     cases = Case(name="texts", request={"text": list(_TEXTS)}), Case(name="pictures", request={})
     return Golden(source, arrays, cases)
+
+
+def _seen(images: list[Image.Image], spec: m.Image) -> dict[str, AnyArray]:
+    """The arrays that the runtime makes of pictures."""
+    if spec.patches is None:
+        assert spec.fit is not None
+        return {spec.array: np.stack([media.fit(each, spec.fit) for each in images])}
+    cut, shapes = media.cut([media.fit_patches(each, spec.patches) for each in images], spec.patches)
+    return {spec.array: np.stack(cut), spec.patches.shapes: shapes}

@@ -12,7 +12,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from mmrt.export.image import Normalize, fit  # noqa: E402
+from mmrt.export.image import Normalize, NormalizePatches, fit, patches  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
 from mmrt.runtime import manifest as m  # noqa: E402
 from mmrt.runtime import media  # noqa: E402
@@ -115,3 +115,23 @@ def test_a_picture_that_is_too_long() -> None:
     spec = m.Fit(width=32, height=32, resample="bicubic", shortest=32)
     with pytest.raises(RequestError, match="1x3000 is too long and thin"):
         media.fit(Image.new("RGB", (1, 3000)), spec)
+
+
+# ---------------------------------------------------------------- patches
+
+
+@pytest.mark.parametrize(("size", "most"), [(16, 256), (8, 30), (14, 7)])
+def test_patches_are_the_processors(size: int, most: int) -> None:
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    processor = Siglip2ImageProcessorPil(patch_size=size, max_num_patches=most, image_std=[0.4, 0.5, 0.6])
+    spec, normalize = patches(processor, "shapes"), NormalizePatches(processor)
+    assert spec == m.Patches(size=size, most=most, resample="bilinear", shapes="shapes")
+    for sides in [*SIZES, (1500, 40), (41, 1999)]:
+        for name, picture in pictures(*sides).items():
+            wanted = processor(images=[picture], return_tensors="pt")
+            cut, shapes = media.cut([media.fit_patches(picture, spec)], spec)
+            values, mask = normalize(torch.from_numpy(np.stack(cut)), torch.from_numpy(shapes))
+            assert torch.equal(mask, wanted["pixel_attention_mask"]), (sides, name)
+            assert torch.equal(torch.from_numpy(shapes), wanted["spatial_shapes"]), (sides, name)
+            assert (values - wanted["pixel_values"]).abs().max() <= 1e-5, (sides, name)

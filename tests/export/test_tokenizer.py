@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("transformers")
 
-from corpus import MADE, marian
+from corpus import MADE, gemma, lines, marian, siglip
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +52,28 @@ def test_odd_texts(both: tuple[Tokenizer, object], text: str) -> None:
 @given(st.text(max_size=40))
 def test_any_text(both: tuple[Tokenizer, object], text: str) -> None:
     assert same_ids(both, text)
+
+
+@pytest.mark.parametrize("make", [siglip, gemma])
+def test_texts_of_one_length(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    """SigLIP's, but for texts that spell out a special token, which are text to us; and SigLIP 2's."""
+    with quiet():
+        theirs = make(tmp_path / "made")
+    content, spec = tokenizer_file(theirs, "text.json")
+    (tmp_path / "text.json").write_bytes(content)
+    texts = [line for line in lines(3000, seed=7) if make is gemma or not re.search("</s>|<unk>", line)]
+    with quiet():
+        found = Tokenizer(tmp_path / "text.json", spec)(texts)[0].tolist()
+        wanted = theirs(texts, padding="max_length", max_length=spec.length, truncation=True)["input_ids"]
+    assert [each for each in zip(texts, found, wanted, strict=True) if each[1] != each[2]] == []
+    assert {len(row) for row in found} == {64}
+
+
+def test_padding_at_the_left_is_refused(tmp_path: Path) -> None:
+    theirs = gemma(tmp_path)
+    theirs.padding_side = "left"
+    with pytest.raises(ExportError, match="padding_side is 'left', wanted 'right'"):
+        tokenizer_file(theirs, "text.json")
 
 
 def test_the_files_settings_are_the_manifests(sd1_bundle: Path) -> None:

@@ -44,12 +44,13 @@ class Source:
         self.pipeline = mmrt.load(bundle, threads=1)
 
     def theirs(self, texts: list[str], images: list[Image.Image]) -> Any:
-        padding = "max_length" if self.kind == "SigLIP" else True
+        sigmoid = self.kind.startswith("SigLIP")
+        padding = "max_length" if sigmoid else True
         encoded = self.tokenizer(texts, padding=padding, max_length=LENGTH, truncation=True, return_tensors="pt")
-        mask = {} if self.kind == "SigLIP" else {"attention_mask": encoded["attention_mask"]}
-        pixels = self.images(images=images, return_tensors="pt")["pixel_values"]
+        mask = {} if sigmoid else {"attention_mask": encoded["attention_mask"]}
+        pixels = self.images(images=images, return_tensors="pt")
         with torch.no_grad():
-            return self.model(input_ids=encoded["input_ids"], pixel_values=pixels, **mask)
+            return self.model(input_ids=encoded["input_ids"], **pixels, **mask)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_scores(source: Source) -> None:
     found = score(source.pipeline, TEXTS, pictures())
     np.testing.assert_allclose(found.similarities, (wanted.image_embeds @ wanted.text_embeds.T).numpy(), atol=1e-4)
     logits = wanted.logits_per_image
-    probabilities = torch.sigmoid(logits) if source.kind == "SigLIP" else logits.softmax(dim=-1)
+    probabilities = torch.sigmoid(logits) if source.kind.startswith("SigLIP") else logits.softmax(dim=-1)
     np.testing.assert_allclose(found.probabilities, probabilities.numpy(), atol=1e-4)
 
 
