@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,10 +17,15 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 
 
-def fitted(arrays: Mapping[str, AnyArray], specs: Mapping[str, manifest.Array]) -> dict[str, AnyArray]:
-    """`arrays`, those of floats as wide as `specs` want them: copies where they are not, the arrays themselves else."""
+def fitted(
+    arrays: Mapping[str, Any], specs: Mapping[str, manifest.Array], cast: Callable[[Any, str], Any] = np.ndarray.astype
+) -> dict[str, Any]:
+    """`arrays`, those of floats as wide as `specs` want them: copies where they are not, the arrays themselves else.
+
+    `cast` is that of the arrays' device.
+    """
     return {
-        name: array.astype(specs[name].dtype)
+        name: cast(array, specs[name].dtype)
         if name in specs and {array.dtype.name, specs[name].dtype} == {"float16", "float32"}
         else array
         for name, array in arrays.items()
@@ -31,7 +36,7 @@ def mismatch(
     graph: str,
     side: str,
     specs: Mapping[str, manifest.Array],
-    arrays: Mapping[str, AnyArray],
+    arrays: Mapping[str, Any],
     sizes: dict[str, int],
 ) -> str | None:
     """What is wrong with `arrays` as inputs (the `side`) of a graph with these `specs`, in one line; None if nothing.

@@ -108,7 +108,7 @@ class Pipeline:
         yield from self._run(run)
         made = {name: output for name, output in self.manifest.outputs.items() if output.source in run.arrays}
         outputs = {name: self._finish(output, run) for name, output in made.items()}
-        timings: dict[str, Any] = {"total": time.perf_counter() - run.started, "graphs": dict(run.seconds)}
+        timings: dict[str, Any] = {"total": time.perf_counter() - run.started, "graphs": run.seconds()}
         if run.first_token is not None:
             tokens = sum(len(each.tokens) for each in run.completions)
             timings |= {"first_token": run.first_token, "tokens": tokens}
@@ -166,7 +166,7 @@ class Pipeline:
                     run.put(tokenize.mask, mask, rows)
 
     def _finish(self, output: manifest.Output, run: Run) -> list[Any]:
-        array = run.arrays[output.source]
+        array = run.device.get(run.arrays[output.source])
         if isinstance(output, manifest.TextOutput):
             return [self._detokenizers[output.source].text(row) for row in array]
         if isinstance(output, manifest.VectorOutput):

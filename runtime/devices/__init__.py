@@ -1,1 +1,92 @@
-"""Devices: where arrays live, and the few operations that the loops do there, under the same names on each."""
+"""Devices: where arrays live, and the few operations that the loops do there, under the same names on each.
+
+`Device` is a device as one request uses it: what is asked of it happens in order, on a GPU in a stream of the request's
+own, so that only `get` waits. `cpu` is a module of functions over NumPy arrays; `cuda.Cuda` has `DeviceArray`s. A
+`Place` is where a pipeline was loaded, and gives each request its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy.typing as npt
+
+from mmrt.runtime.arrays import AnyArray, Int64
+
+Kind: TypeAlias = Literal["cpu", "cuda"]
+Array: TypeAlias = Any  # of a device: a NumPy array or a `DeviceArray`; both have shape, dtype, nbytes and a length
+
+
+class Device(Protocol):
+    """What stages ask of a device. Arrays are contiguous; those that go in are the device's own, but for `put`'s."""
+
+    kind: Kind
+
+    def empty(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
+        """An array whose values are not set."""
+
+    def zeros(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
+        """An array of zeros."""
+
+    def put(self, array: AnyArray) -> Array:
+        """A NumPy array, brought to the device. The array may be changed afterwards."""
+
+    def get(self, array: Array) -> AnyArray:
+        """The array as NumPy has it, after all that was asked before."""
+
+    def write(self, array: Array, values: AnyArray) -> None:
+        """array[:] = values, with a NumPy array of the same shape and dtype, which may be changed afterwards."""
+
+    def copy(self, array: Array, values: Array) -> None:
+        """array[:] = values, both of the device and of the same shape and dtype."""
+
+    def cast(self, array: Array, dtype: npt.DTypeLike) -> Array:
+        """A copy with another dtype, rounded to nearest, ties to even."""
+
+    def take_rows(self, array: Array, rows: Int64) -> Array:
+        """array[rows]; the array itself where that is the same."""
+
+    def enlarge(self, array: Array, capacity: int, length: int) -> Array:
+        """A cache (rows, heads, places, width) with `capacity` places: the first `length` of before, then zeros."""
+
+    def reorder(self, array: Array, rows: Int64, length: int) -> None:
+        """array[:, :, :length] = array[rows, :, :length], for a cache."""
+
+    def record(self, call: Callable[[], None], capturable: bool) -> Callable[[], None]:
+        """A call that does the same, on the same arrays, with less of the host's time where that is possible.
+
+        `capturable`: nothing in it waits, allocates or looks at what changes from one call to the next.
+        """
+
+    def mark(self) -> Any:
+        """A point in time, after all that was asked before."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """The time between two marks, after the second has passed."""
+
+
+class Place(Protocol):
+    """Where a pipeline is loaded: its `name` is cpu, cuda:0 and so on."""
+
+    kind: Kind
+    name: str
+
+    def device(self) -> Device:
+        """The device for one request. Raises `EngineError`."""
+
+
+class Cpu:
+    """The place that every machine has."""
+
+    kind: Kind = "cpu"
+    name = "cpu"
+
+    def device(self) -> Device:
+        """The module of functions over NumPy arrays."""
+        from mmrt.runtime.devices import cpu
+
+        return cpu
+
+
+CPU = Cpu()

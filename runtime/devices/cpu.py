@@ -1,13 +1,64 @@
-"""The operations of the loops on NumPy arrays. They are also what a GPU's kernels are compared with."""
+"""The operations of the loops on NumPy arrays. They are also what a GPU's kernels are compared with.
+
+The module itself is a `Device`, whose methods are described there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from mmrt.runtime.arrays import AnyArray, Float32, Int32, Int64, UInt8
 from mmrt.runtime.samplers import COLUMNS
+
+if TYPE_CHECKING:
+    from mmrt.runtime.devices import Kind
+
+kind: Kind = "cpu"
+empty: Callable[[Sequence[int], npt.DTypeLike], AnyArray] = np.empty
+zeros: Callable[[Sequence[int], npt.DTypeLike], AnyArray] = np.zeros
+
+
+def put(array: AnyArray) -> AnyArray:
+    return array
+
+
+def get(array: AnyArray) -> AnyArray:
+    return array
+
+
+def write(array: AnyArray, values: AnyArray) -> None:
+    array[...] = values
+
+
+copy = write
+cast: Callable[[AnyArray, npt.DTypeLike], AnyArray] = np.ndarray.astype
+
+
+def enlarge(array: AnyArray, capacity: int, length: int) -> AnyArray:
+    larger = np.zeros((*array.shape[:2], capacity, array.shape[3]), array.dtype)
+    larger[:, :, :length] = array[:, :, :length]
+    return larger
+
+
+def reorder(array: AnyArray, rows: Int64, length: int) -> None:
+    written = array[:, :, :length]
+    written[:] = written[rows]
+
+
+def record(call: Callable[[], None], capturable: bool) -> Callable[[], None]:
+    return call
+
+
+mark = time.perf_counter
+
+
+def seconds(start: float, end: float) -> float:
+    return end - start
 
 
 def guide(prediction: Float32, scale: float) -> Float32:

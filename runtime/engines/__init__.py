@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mmrt.runtime import manifest
-from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.devices import Array, Device, Kind, Place, cpu
+from mmrt.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from mmrt.runtime.bundle import Bundle
 
 
 class Engine(Protocol):
-    """A loaded graph: a function of named arrays on the engine's device. Safe to call from many threads."""
+    """A loaded graph: a function of named arrays. Safe to call from many threads.
+
+    `capturable` says whether a bound call may be captured into a CUDA graph: it only enqueues work on the device's
+    stream, and allocates nothing.
+    """
 
     graph: str
     inputs: Mapping[str, manifest.Array]
     outputs: Mapping[str, manifest.Array]
+    capturable: bool
 
-    def run(self, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
-        """The outputs for `arrays`; of these, names that are no inputs are ignored.
+    def run(self, arrays: Mapping[str, Array], device: Device = cpu) -> dict[str, Array]:
+        """The outputs for `arrays` of the `device`, which is of the engine's place; names that are no inputs are ignored.
 
-        Raises `RequestError` where names, dtypes or shapes are not the graph's, `EngineError` where it fails.
+        On a GPU the work is put into the device's stream, and nothing waits for it. Raises `RequestError` where names,
+        dtypes or shapes are not the graph's, `EngineError` where it fails.
         """
         ...
 
     def bind(
-        self, arrays: Mapping[str, AnyArray], into: Mapping[str, AnyArray] = MappingProxyType({})
-    ) -> tuple[Callable[[], None], dict[str, AnyArray]]:
+        self, arrays: Mapping[str, Array], into: Mapping[str, Array] = MappingProxyType({}), device: Device = cpu
+    ) -> tuple[Callable[[], None], dict[str, Array]]:
         """A call that reads `arrays` where they lie and writes into the outputs returned, for loops; one thread's.
 
         `into` gives some outputs their place, which may be an input's: the graph then changes that in place.
@@ -35,8 +44,29 @@ class Engine(Protocol):
         ...
 
 
-def load_onnx(graph: str, spec: manifest.Graph, file: Path, threads: int) -> Engine:
-    """ONNX Runtime on the CPU, imported only when an engine is wanted."""
-    from mmrt.runtime.engines.onnx import OnnxEngine
+def load_onnx(
+    graph: str, spec: manifest.Graph, variant: manifest.Variant, bundle: Bundle, place: Place, threads: int
+) -> Engine:
+    """ONNX Runtime, imported only when an engine is wanted."""
+    file = bundle.onnx_file(variant.file)
+    try:
+        from mmrt.runtime.engines.onnx import OnnxEngine
+    except ModuleNotFoundError:
+        extra = "cuda" if place.kind == "cuda" else "cpu"
+        raise EngineError(f"ONNX Runtime is not installed: pip install 'mmrt[{extra}]'") from None
+    return OnnxEngine(graph, spec, file, place, threads)
 
-    return OnnxEngine(graph, spec, file, threads)
+
+class Backend(NamedTuple):
+    """An engine: on which places it runs, which variants of a graph it takes, and how it loads one.
+
+    `load` checks the variant's file by the bundle, and raises `EngineError` with a reason in one line where this
+    machine or this engine cannot run it; then the next is tried. `threads` of 0 leave their number to the engine.
+    """
+
+    kinds: tuple[Kind, ...]
+    takes: tuple[str, ...]
+    load: Callable[[str, manifest.Graph, manifest.Variant, Bundle, Place, int], Engine]
+
+
+ENGINES: dict[str, Backend] = {"onnx": Backend(("cpu", "cuda"), ("onnx",), load_onnx)}  # best first

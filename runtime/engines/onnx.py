@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import onnxruntime as ort
 
 from mmrt.runtime import manifest
 from mmrt.runtime.arrays import AnyArray, mismatch
+from mmrt.runtime.devices import CPU, Array, Device, Place, cpu
 from mmrt.runtime.errors import BundleError, EngineError, RequestError
 
 _DTYPES = {
@@ -24,9 +24,11 @@ _DTYPES = {
 
 
 class OnnxEngine:
-    """A graph in an ONNX Runtime session; arrays are NumPy arrays."""
+    """A graph in an ONNX Runtime session."""
 
-    def __init__(self, graph: str, spec: manifest.Graph, file: Path, threads: int = 0) -> None:
+    capturable = False  # it frees what it staged on the host, which a captured graph would read again
+
+    def __init__(self, graph: str, spec: manifest.Graph, file: Path, place: Place = CPU, threads: int = 0) -> None:
         """`threads` of 0 leaves their number to ONNX Runtime. Raises `EngineError` or `BundleError`."""
         self.graph = graph
         self.inputs: Mapping[str, manifest.Array] = spec.inputs
@@ -41,7 +43,7 @@ class OnnxEngine:
         self._compare(file, "input", self._session.get_inputs(), spec.inputs)
         self._compare(file, "output", self._session.get_outputs(), spec.outputs)
 
-    def run(self, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    def run(self, arrays: Mapping[str, Array], device: Device = cpu) -> dict[str, Array]:
         """See `Engine.run`."""
         sizes = self._check(arrays)
         try:
@@ -54,14 +56,14 @@ class OnnxEngine:
         return named
 
     def bind(
-        self, arrays: Mapping[str, AnyArray], into: Mapping[str, AnyArray] = MappingProxyType({})
-    ) -> tuple[Callable[[], None], dict[str, AnyArray]]:
+        self, arrays: Mapping[str, Array], into: Mapping[str, Array] = MappingProxyType({}), device: Device = cpu
+    ) -> tuple[Callable[[], None], dict[str, Array]]:
         """See `Engine.bind`."""
         sizes = self._check(arrays)
-        outputs: dict[str, AnyArray] = {
+        outputs: dict[str, Array] = {
             name: into[name]
             if name in into
-            else np.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
+            else device.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
             for name, spec in self.outputs.items()
         }
         if problem := mismatch(self.graph, "output", self.outputs, outputs, sizes):
@@ -85,7 +87,7 @@ class OnnxEngine:
 
         return call, outputs
 
-    def _check(self, arrays: Mapping[str, AnyArray]) -> dict[str, int]:
+    def _check(self, arrays: Mapping[str, Array]) -> dict[str, int]:
         """The sizes of the free dimensions."""
         sizes: dict[str, int] = {}
         if problem := mismatch(self.graph, "input", self.inputs, arrays, sizes):

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from mmrt.runtime.arrays import AnyArray, Float32, Int64
-from mmrt.runtime.devices import cpu
+from mmrt.runtime.arrays import Float32, Int64
+from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.events import Segment
 from mmrt.runtime.manifest import Autoregress, Diffuse, Shape
@@ -22,7 +23,7 @@ from mmrt.runtime.tokenizer import Detokenizer
 
 @dataclass
 class Run:
-    """One request on its way: its named arrays, its generators of noise, and the seconds spent in each graph.
+    """One request on its way: its named arrays on its device, its generators of noise, and the time in each graph.
 
     An array made from an input has one row for each distinct text or picture, and what graphs make of several arrays
     one for each distinct combination. `rows[array]` says which of its rows each result takes; where a stage is guided,
@@ -31,9 +32,10 @@ class Run:
 
     request: Request
     detokenizer: Detokenizer | None = None  # of the tokens that the program makes
-    arrays: dict[str, AnyArray] = field(default_factory=dict)
+    device: Device = cpu
+    arrays: dict[str, Array] = field(default_factory=dict)
     rows: dict[str, Int64] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    marks: list[tuple[str, Any, Any]] = field(default_factory=list)  # of a graph: when it began and ended
     completions: list[Completion] = field(default_factory=list)
     segments: list[list[Segment]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -49,15 +51,16 @@ class Run:
         return Run(
             replace(self.request, batch=len(results), count=1, seeds=seeds),
             self.detokenizer,
+            self.device,
             dict(self.arrays),
             {name: rows[-self.request.batch :][results] for name, rows in self.rows.items()},
-            self.seconds,
+            self.marks,
             started=self.started,
             noise=[self.noise[index] for index in results],
         )
 
-    def put(self, name: str, array: AnyArray, rows: Int64) -> None:
-        """Name an array. Raises `BundleError` where it has not the rows that results take."""
+    def put(self, name: str, array: Array, rows: Int64) -> None:
+        """Name an array of the device. Raises `BundleError` where it has not the rows that results take."""
         if len(array) != (wanted := int(rows.max()) + 1):
             raise BundleError(
                 f"{name} has {len(array)} rows, wanted {wanted}, one for each distinct value of its inputs"
@@ -72,10 +75,10 @@ class Run:
         joined = distinct(map(bytes, combined))
         first = np.unique(joined, return_index=True)[1]
         for name in taken:
-            self.put(name, cpu.take_rows(self.arrays[name], np.resize(self.rows[name], longest)[first]), joined)
+            self.put(name, self.device.take_rows(self.arrays[name], np.resize(self.rows[name], longest)[first]), joined)
         return joined
 
-    def spread(self, names: Iterable[str], copies: int, each: int) -> dict[str, AnyArray]:
+    def spread(self, names: Iterable[str], copies: int, each: int) -> dict[str, Array]:
         """Arrays with `each` consecutive rows a prompt; all of that twice, the unconditional first, for 2 `copies`.
 
         A loop fills the rest of what its graphs take; names that are not of the request's arrays so far are left out.
@@ -84,7 +87,7 @@ class Run:
         for name in self.rows.keys() & set(names):
             rows = self.rows[name]
             rows = np.resize(rows, results) if len(rows) < results else rows[-results:]
-            found[name] = cpu.take_rows(self.arrays[name], np.repeat(rows[:: self.request.count], each))
+            found[name] = self.device.take_rows(self.arrays[name], np.repeat(rows[:: self.request.count], each))
         return found
 
     def draw(self, shape: Sequence[int]) -> Float32:
@@ -102,9 +105,16 @@ class Run:
     @contextmanager
     def clock(self, graph: str) -> Iterator[None]:
         """Add the time inside to the graph's seconds."""
-        start = time.perf_counter()
+        start = self.device.mark()
         yield
-        self.seconds[graph] = self.seconds.get(graph, 0.0) + time.perf_counter() - start
+        self.marks.append((graph, start, self.device.mark()))
+
+    def seconds(self) -> dict[str, float]:
+        """The time spent in each graph so far."""
+        spent: dict[str, float] = {}
+        for graph, start, end in self.marks:
+            spent[graph] = spent.get(graph, 0.0) + self.device.seconds(start, end)
+        return spent
 
 
 def guided(stage: Diffuse | Autoregress, request: Request) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from mmrt.runtime import manifest
-from mmrt.runtime.arrays import AnyArray, Float32, Int64, fitted
-from mmrt.runtime.devices import cpu
+from mmrt.runtime.arrays import Float32, Int64, fitted
+from mmrt.runtime.devices import Array, cpu
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Token
@@ -36,7 +36,7 @@ def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run:
         if word and (rest := word.finish()):
             yield Token(index, None, rest)
     sequences = _padded([each.tokens for each in run.completions], stage.pad)
-    run.put("sequences", sequences, np.arange(run.request.batch))
+    run.put("sequences", run.device.put(sequences), np.arange(run.request.batch))
 
 
 def _write(
@@ -67,7 +67,7 @@ def _read(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run) 
     """As `_write`, window by window; each result goes through its recording by itself. Leaves `run.segments` too."""
     windows, request = stage.windows, run.request
     assert windows is not None
-    lengths = run.arrays[windows.lengths][run.rows[windows.lengths]]
+    lengths = run.device.get(run.arrays[windows.lengths])[run.rows[windows.lengths]]
     if request.values[windows.timestamps.choice] != "yes":
         _open_window(windows, engines, run, [0] * request.batch)
         yield from _write(stage, engines, run)
@@ -92,13 +92,13 @@ def _read(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run) 
 
 def _open_window(windows: manifest.Windows, engines: Mapping[str, Engine], run: Run, places: Sequence[int]) -> None:
     """Run the windows' graphs on what each result hears from its place on."""
-    source, rows = run.arrays[windows.source], run.rows[windows.source]
+    source, rows = run.device.get(run.arrays[windows.source]), run.rows[windows.source]
     cuts = list(zip(rows.tolist(), places, strict=True))
     window = np.zeros((len({*cuts}), source.shape[1], windows.size), source.dtype)
     for cut, (row, place) in zip(window, dict.fromkeys(cuts), strict=True):
         heard = source[row, :, place : place + windows.size]
         cut[:, : heard.shape[1]] = heard
-    run.put(windows.window, window, distinct(cuts))
+    run.put(windows.window, run.device.put(window), distinct(cuts))
     for _ in once(manifest.Once(graphs=windows.graphs), engines, run):
         pass
 
@@ -148,10 +148,10 @@ def _prompts(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Ru
                 new = np.tile(np.array(run.request.tokens((token,)), np.int64), (count, 1))
             prompts = [np.concatenate(both) for both in zip(prompts, new, strict=True)]
         return prompts
-    tokens = run.spread([stage.prompt], copies, 1)[stage.prompt]
+    tokens = run.device.get(run.spread([stage.prompt], copies, 1)[stage.prompt])
     if stage.prompt_mask is None:
         return list(tokens)
-    own = run.spread([stage.prompt_mask], copies, 1)[stage.prompt_mask].sum(axis=1)
+    own = run.device.get(run.spread([stage.prompt_mask], copies, 1)[stage.prompt_mask]).sum(axis=1)
     if tokens.shape[1] < 1 or not own.all():
         raise BundleError(f"{stage.prompt} has a row without tokens")
     return [row[:length] for row, length in zip(tokens, own, strict=True)]
@@ -191,7 +191,7 @@ class _Loop:
         copies: int,
         each: int,
     ) -> None:
-        self._stage, self._run, self._copies = stage, run, copies
+        self._stage, self._run, self._copies, self._device = stage, run, copies, run.device
         self._engines = {graph: engines[graph] for graph in stage.graphs}
         self._prompts = [prompt for prompt in prompts for _ in range(each)]
         self._arrays = run.spread((name for graph in self._engines.values() for name in graph.inputs), copies, each)
@@ -202,14 +202,15 @@ class _Loop:
         rows = len(self._prompts)
         for name in stage.caches:
             _, heads, _, width = specs[name].shape
-            self._arrays[name] = np.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[arg-type]
-        self._arrays["positions"] = np.zeros(rows, np.int64)
+            self._arrays[name] = self._device.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[list-item]
+        self._arrays["positions"] = self._device.zeros((rows,), np.int64)
+        self._positions = np.zeros(rows, np.int64)
 
     def prefill(self) -> Int64:
         """Put all but the last token of every prompt into the caches; the last ones."""
         if (longest := max(map(len, self._prompts))) > 1:
             self._feed(_padded(self._prompts, self._stage.pad)[:, : longest - 1])
-        self._arrays["positions"][:] = [len(prompt) - 1 for prompt in self._prompts]
+        self._positions[:] = [len(prompt) - 1 for prompt in self._prompts]
         return np.array([prompt[-1] for prompt in self._prompts])
 
     def first(self) -> Float32:
@@ -220,8 +221,8 @@ class _Loop:
         """Put one more token into every row; what follows, (rows, vocabulary). The rows of a prompt go in step."""
         copies = len(self._prompts) // len(tokens)
         self._feed((np.tile(tokens, copies) if copies > 1 else tokens)[:, None])
-        self._arrays["positions"] += 1
-        logits: Float32 = self._arrays["logits"]
+        self._positions += 1
+        logits: Float32 = self._device.get(self._arrays["logits"])
         if self._copies == 1:
             return logits
         assert self._stage.guidance is not None
@@ -230,19 +231,19 @@ class _Loop:
     def take(self, rows: Int64) -> None:
         """Let each row go on from the row that is named, in what was written so far."""
         for name in self._stage.caches:
-            written = self._arrays[name][:, :, : self._length]
-            written[:] = written[rows]
+            self._device.reorder(self._arrays[name], rows, self._length)
 
     def _feed(self, tokens: Int64) -> None:
-        arrays, seconds, width = self._arrays, self._run.seconds, tokens.shape[1]
+        arrays, device, marks, width = self._arrays, self._device, self._run.marks, tokens.shape[1]
         end = self._length + width
         if end > self._capacity or width != self._width:
             self._bind(end, width)
-        arrays["tokens"][:] = tokens
+        device.write(arrays["tokens"], tokens)
+        device.write(arrays["positions"], self._positions)
         for graph, call in self._calls.items():
-            started = time.perf_counter()
+            started = device.mark()
             call()
-            seconds[graph] = seconds.get(graph, 0.0) + time.perf_counter() - started
+            marks.append((graph, started, device.mark()))
         self._length = end
 
     def _bind(self, end: int, width: int) -> None:
@@ -250,16 +251,16 @@ class _Loop:
         while end > self._capacity:
             self._capacity = max(2 * self._capacity, _SMALLEST)
         for name in self._stage.caches:
-            if (old := arrays[name]).shape[2] < self._capacity:
-                arrays[name] = np.zeros((*old.shape[:2], self._capacity, old.shape[3]), old.dtype)
-                arrays[name][:, :, : self._length] = old[:, :, : self._length]
-        arrays["tokens"] = np.zeros((rows, width), np.int64)
+            if arrays[name].shape[2] < self._capacity:
+                arrays[name] = self._device.enlarge(arrays[name], self._capacity, self._length)
+        arrays["tokens"] = self._device.empty((rows, width), np.int64)
         self._width = width
         for graph, engine in self._engines.items():
-            into: dict[str, AnyArray] = {
+            into: dict[str, Array] = {
                 new: arrays[old] for old, new in self._stage.caches.items() if new in engine.outputs
             }
-            self._calls[graph], outputs = engine.bind(fitted(arrays, engine.inputs), into)
+            given = fitted(arrays, engine.inputs, self._device.cast)
+            self._calls[graph], outputs = engine.bind(given, into, self._device)
             arrays |= {name: array for name, array in outputs.items() if name not in into}
         if len(arrays["logits"]) != rows:
             raise BundleError(f"logits have {len(arrays['logits'])} rows, wanted {rows} as the tokens have")

@@ -18,12 +18,12 @@ def once(stage: manifest.Once, engines: Mapping[str, Engine], run: Run) -> Itera
     if stage.when is not None and not run.request.given(stage.when):
         return
     for name, shape in stage.draws.items():
-        run.put(name, run.draw(run.shape(shape)), np.arange(run.request.batch))
+        run.put(name, run.device.put(run.draw(run.shape(shape))), np.arange(run.request.batch))
     for graph in stage.graphs:
         engine = engines[graph]
         rows = run.join(engine.inputs)
         with run.clock(graph):
-            outputs = engine.run(fitted(run.arrays, engine.inputs))
+            outputs = engine.run(fitted(run.arrays, engine.inputs, run.device.cast), run.device)
         for name, array in outputs.items():
             run.put(name, array, rows)
     yield from ()
