@@ -14,7 +14,8 @@ import numpy as np
 from mmrt.runtime import manifest, request
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.bundle import Bundle
-from mmrt.runtime.engines import Engine, load_onnx
+from mmrt.runtime.devices import CPU
+from mmrt.runtime.engines import ENGINES, Engine
 from mmrt.runtime.errors import BundleError, EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
@@ -28,7 +29,6 @@ from mmrt.version import __version__
 STAGES: dict[type, Any] = {manifest.Once: once, manifest.Diffuse: diffuse, manifest.Autoregress: autoregress}
 DEVICES = ("cpu",)
 PRECISIONS = {"cpu": ("fp32", "fp16", "int8")}  # by device, fastest first: ONNX Runtime on a CPU casts around fp16
-ENGINES = ("onnx",)
 
 
 def load(
@@ -224,8 +224,8 @@ class _Engines(Mapping[str, Engine]):
 
     def _load(self, name: str) -> Engine:
         variant = self._variants[name]
-        file = self._bundle.onnx_file(variant.file)
-        return load_onnx(name, self._bundle.manifest.graphs[name].of(variant), file, self._threads)
+        spec = self._bundle.manifest.graphs[name].of(variant)
+        return ENGINES[variant.engine].load(name, spec, variant, self._bundle, CPU, self._threads)
 
 
 def _always_used(manifest_: manifest.Manifest) -> list[str]:

@@ -50,13 +50,28 @@ class Device(Protocol):
     def enlarge(self, array: Array, capacity: int, length: int) -> Array:
         """A cache (rows, heads, places, width) with `capacity` places: the first `length` of before, then zeros."""
 
-    def reorder(self, array: Array, rows: Int64, length: int) -> None:
-        """array[:, :, :length] = array[rows, :, :length], for a cache."""
+    def reorder_rows(self, array: Array, rows: Int64, group: int, length: int) -> None:
+        """array[:, :, :length] = array[rows, :, :length], for a cache; rows go on within each `group` of them."""
 
-    def record(self, call: Callable[[], None], capturable: bool) -> Callable[[], None]:
-        """A call that does the same, on the same arrays, with less of the host's time where that is possible.
+    def guide_and_step(
+        self,
+        prediction: Array,
+        latents: Array,
+        history: Array,
+        model_input: Array,
+        timestep: Array,
+        table: Array,
+        step: Array,
+        noise: Array | None = None,
+        denoised: Array | None = None,
+        factor: Array | None = None,
+    ) -> None:
+        """See `cpu.guide_and_step`."""
 
-        `capturable`: nothing in it waits, allocates or looks at what changes from one call to the next.
+    def record(self, call: Callable[[], None]) -> Callable[[], None] | None:
+        """What does the same on the same arrays with less of the host's time, if there is such a thing here.
+
+        `call` only asks things of this device, and looks at nothing that changes from one time to the next.
         """
 
     def mark(self) -> Any:

@@ -27,7 +27,7 @@ class Engine(Protocol):
     capturable: bool
 
     def run(self, arrays: Mapping[str, Array], device: Device = cpu) -> dict[str, Array]:
-        """The outputs for `arrays` of the `device`, which is of the engine's place; names that are no inputs are ignored.
+        """The outputs for `arrays` of a `device` of the engine's place; of these, names that are no inputs are ignored.
 
         On a GPU the work is put into the device's stream, and nothing waits for it. Raises `RequestError` where names,
         dtypes or shapes are not the graph's, `EngineError` where it fails.

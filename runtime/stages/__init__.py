@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,6 +108,32 @@ class Run:
         start = self.device.mark()
         yield
         self.marks.append((graph, start, self.device.mark()))
+
+    def round(
+        self, calls: Mapping[str, Callable[[], None]], after: Callable[[], None], capturable: bool
+    ) -> Callable[[], None]:
+        """One round of a loop: the calls of its graphs, and what comes `after` them; as one where that is possible."""
+
+        def plain() -> None:
+            for graph, call in calls.items():
+                with self.clock(graph):
+                    call()
+            after()
+
+        def bare() -> None:
+            for call in calls.values():
+                call()
+            after()
+
+        replay = self.device.record(bare) if capturable else None
+        if replay is None:
+            return plain
+
+        def recorded() -> None:
+            with self.clock(" + ".join(calls)):
+                replay()
+
+        return recorded
 
     def seconds(self) -> dict[str, float]:
         """The time spent in each graph so far."""

@@ -191,7 +191,7 @@ class _Loop:
         copies: int,
         each: int,
     ) -> None:
-        self._stage, self._run, self._copies, self._device = stage, run, copies, run.device
+        self._stage, self._run, self._copies, self._each, self._device = stage, run, copies, each, run.device
         self._engines = {graph: engines[graph] for graph in stage.graphs}
         self._prompts = [prompt for prompt in prompts for _ in range(each)]
         self._arrays = run.spread((name for graph in self._engines.values() for name in graph.inputs), copies, each)
@@ -202,7 +202,7 @@ class _Loop:
         rows = len(self._prompts)
         for name in stage.caches:
             _, heads, _, width = specs[name].shape
-            self._arrays[name] = self._device.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[list-item]
+            self._arrays[name] = self._device.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[arg-type]
         self._arrays["positions"] = self._device.zeros((rows,), np.int64)
         self._positions = np.zeros(rows, np.int64)
 
@@ -231,7 +231,7 @@ class _Loop:
     def take(self, rows: Int64) -> None:
         """Let each row go on from the row that is named, in what was written so far."""
         for name in self._stage.caches:
-            self._device.reorder(self._arrays[name], rows, self._length)
+            self._device.reorder_rows(self._arrays[name], rows, self._each, self._length)
 
     def _feed(self, tokens: Int64) -> None:
         arrays, device, marks, width = self._arrays, self._device, self._run.marks, tokens.shape[1]

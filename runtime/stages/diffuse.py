@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrt.runtime import manifest, samplers
-from mmrt.runtime.arrays import AnyArray, Float32, fitted
-from mmrt.runtime.devices import cpu
+from mmrt.runtime.arrays import Float32, fitted
+from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Step
@@ -26,38 +26,38 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
     table = _table(stage, run)
     scale, rescale = guidance(stage, request)
     copies = 2 if guided(stage, request) else 1
-    latents = _start(stage, table, run)
+    device = run.device
+    latents = device.put(_start(stage, table, run))
 
-    arrays = run.spread((name for graph in stage.graphs for name in engines[graph].inputs), copies, request.count)
-    model_input = arrays["latents"] = np.empty((copies * len(latents), *latents.shape[1:]), np.float32)
-    timestep = arrays["timestep"] = np.empty(len(model_input), np.float32)
-    arrays["guidance"] = np.full(len(model_input), scale, np.float32)
-    calls = _bind(stage, engines, arrays)
+    inputs = {name: spec for graph in stage.graphs for name, spec in engines[graph].inputs.items()}
+    arrays = run.spread(inputs, copies, request.count)
+    rows = copies * request.batch
+    model_input = arrays["latents"] = device.empty((rows, *latents.shape[1:]), inputs["latents"].dtype)
+    timestep = arrays["timestep"] = device.empty((rows,), np.float32)
+    arrays["guidance"] = device.put(np.full(rows, scale, np.float32))
+    calls = _bind(stage, engines, arrays, device)
     prediction = arrays["prediction"]
     if prediction.shape != model_input.shape:
         raise BundleError(f"prediction is {prediction.shape}, wanted {model_input.shape} as the latents are")
 
-    rows = table.rows
-    coefficients, step = table.coefficients(scale, rescale), np.array([-1, 0], np.int32)
-    history = np.empty((len(rows[0].b), *latents.shape), np.float32)
-    noise = np.empty((1, *latents.shape), np.float32) if any(row.s for row in rows) else None
-    denoised = np.empty_like(latents) if stage.preview else None
-    factor = np.empty(len(latents), np.float32) if copies == 2 and rescale > 0 else None
+    coefficients, step = device.put(table.coefficients(scale, rescale)), device.put(np.array([-1, 0], np.int32))
+    history = device.empty((len(table.rows[0].b), *latents.shape), np.float32)
+    noise = device.empty((1, *latents.shape), np.float32) if any(row.s for row in table.rows) else None
+    denoised = device.empty(latents.shape, np.float32) if stage.preview else None
+    factor = device.empty((len(latents),), np.float32) if copies == 2 and rescale > 0 else None
 
     def advance() -> None:
-        cpu.guide_and_step(
+        device.guide_and_step(
             prediction, latents, history, model_input, timestep, coefficients, step, noise, denoised, factor
         )
 
     advance()
-    for number, row in enumerate(rows, 1):
-        for graph, call in calls.items():
-            with run.clock(graph):
-                call()
+    go_on = run.round(calls, advance, all(engines[graph].capturable for graph in stage.graphs))
+    for number, row in enumerate(table.rows, 1):
         if noise is not None and row.s:
-            noise[0] = run.draw(latents.shape[1:])
-        advance()
-        yield Step(number, len(rows), _previewer(stage, request, denoised))
+            device.write(noise, run.draw(latents.shape[1:])[None])
+        go_on()
+        yield Step(number, len(table.rows), _previewer(stage, run, denoised))
     run.put("latents", latents, np.arange(request.batch))
 
 
@@ -84,24 +84,25 @@ def _table(stage: manifest.Diffuse, run: Run) -> samplers.Table:
 def _start(stage: manifest.Diffuse, table: samplers.Table, run: Run) -> Float32:
     noise = run.draw(run.shape(stage.latents))
     if stage.start in run.arrays:
-        if run.arrays[stage.start].shape != noise.shape:
-            raise BundleError(f"{stage.start} is {run.arrays[stage.start].shape}, wanted {noise.shape} as the noise is")
-        started: Float32 = np.float32(table.signal) * run.arrays[stage.start] + np.float32(table.noise) * noise
-        return started
+        start: Float32 = run.device.get(run.arrays[stage.start])
+        if start.shape != noise.shape:
+            raise BundleError(f"{stage.start} is {start.shape}, wanted {noise.shape} as the noise is")
+        return np.float32(table.signal) * start + np.float32(table.noise) * noise
     return np.float32(table.initial) * noise
 
 
 def _bind(
-    stage: manifest.Diffuse, engines: Mapping[str, Engine], arrays: dict[str, AnyArray]
+    stage: manifest.Diffuse, engines: Mapping[str, Engine], arrays: dict[str, Array], device: Device
 ) -> dict[str, Callable[[], None]]:
     calls = {}
     for graph in stage.graphs:
-        calls[graph], outputs = engines[graph].bind(fitted(arrays, engines[graph].inputs))
+        given = fitted(arrays, engines[graph].inputs, device.cast)
+        calls[graph], outputs = engines[graph].bind(given, device=device)
         arrays |= outputs
     return calls
 
 
-def _previewer(stage: manifest.Diffuse, request: Request, denoised: Float32 | None) -> Callable[[], list[Picture]]:
+def _previewer(stage: manifest.Diffuse, run: Run, denoised: Array | None) -> Callable[[], list[Picture]]:
     """What the model takes the finished latents to be, made RGB by the linear map and enlarged."""
 
     def preview() -> list[Picture]:
@@ -109,6 +110,7 @@ def _previewer(stage: manifest.Diffuse, request: Request, denoised: Float32 | No
 
         if denoised is None:
             raise RequestError("the bundle has no preview map")
-        return media.coarse_pictures(cpu.linear_rgb(denoised, stage.preview), request.width, request.height)
+        pixels = cpu.linear_rgb(run.device.get(denoised), stage.preview)
+        return media.coarse_pictures(pixels, run.request.width, run.request.height)
 
     return preview

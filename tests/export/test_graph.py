@@ -17,7 +17,7 @@ from mmrt.export.components import load_model  # noqa: E402
 from mmrt.export.graph import write_onnx  # noqa: E402
 from mmrt.export.recipe import Graph  # noqa: E402
 from mmrt.runtime import manifest  # noqa: E402
-from mmrt.runtime.engines import load_onnx  # noqa: E402
+from mmrt.runtime.engines.onnx import OnnxEngine  # noqa: E402
 from mmrt.runtime.engines.onnx_file import external_files  # noqa: E402
 
 SIZES = [(1, 8, 8), (2, 9, 9), (3, 5, 7), (1, 1, 1), (1, 16, 4), (5, 2, 3)]  # batch, latent height, latent width
@@ -118,7 +118,7 @@ def test_weights_over_the_limit_lie_beside(tmp_path: Path, embedded: int, beside
     assert {file.name for file in tmp_path.iterdir()} == {"scaled.onnx", *beside}
     assert inputs == {"x": manifest.Array(dtype="float32", shape=("batch", 1024))}
     variant = manifest.Variant(engine="onnx", precision="fp32", file="scaled.onnx")
-    engine = load_onnx("scaled", manifest.Graph(inputs=inputs, outputs=outputs, variants=(variant,)), path, 0)
+    engine = OnnxEngine("scaled", manifest.Graph(inputs=inputs, outputs=outputs, variants=(variant,)), path)
     x = random(1, 1024)
     np.testing.assert_array_equal(engine.run({"x": x})["y"], x * np.arange(1024, dtype=np.float32))
 
