@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mmrt.cli.options import SHAPES
+from mmrt.runtime import profiles
 from mmrt.runtime.errors import ExportError
 
 
@@ -13,9 +15,25 @@ from mmrt.runtime.errors import ExportError
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, NAME.mmrt.")
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option(
+    "--target",
+    "targets",
+    default="cpu",
+    show_default=True,
+    help="What it is for: cpu, tensorrt-rtx, or both with a comma. TensorRT-RTX's engines need no GPU to be built.",
+)
+@click.option("--shapes", multiple=True, help=SHAPES)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def export(checkpoint: Path, output: Path, precision: str, overwrite: bool, quiet: bool) -> None:
+def export(
+    checkpoint: Path,
+    output: Path,
+    precision: str,
+    targets: str,
+    shapes: tuple[str, ...],
+    overwrite: bool,
+    quiet: bool,
+) -> None:
     """Turn a CHECKPOINT into a bundle, verified against the source model. Needs torch.
 
     A checkpoint is a local folder or, of one's own modules, FILE.py:FUNCTION; the file is run, and the function
@@ -25,6 +43,7 @@ def export(checkpoint: Path, output: Path, precision: str, overwrite: bool, quie
         from mmrt.export import exporter
     except ModuleNotFoundError as error:
         raise ExportError(f"exporting needs the package {error.name!r}: pip install 'mmrt[export]'") from None
-    for progress in exporter.export(checkpoint, output, precision=precision, overwrite=overwrite):
+    asked = profiles.read(shapes)
+    for progress in exporter.export(checkpoint, output, precision, overwrite, targets.split(","), asked):
         if not quiet:
             click.echo(progress)

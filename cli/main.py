@@ -12,6 +12,7 @@ from mmrt.cli.embed import embed, score
 from mmrt.cli.export import export
 from mmrt.cli.generate import generate
 from mmrt.cli.inspect import inspect
+from mmrt.cli.trust import trust
 from mmrt.cli.verify import verify
 from mmrt.runtime.errors import MmrtError, one_line
 from mmrt.version import __version__
@@ -23,7 +24,7 @@ def cli() -> None:
     """Export multimodal generators from torch once, and run them without it."""
 
 
-for command in (export, generate, embed, score, verify, inspect, bench):
+for command in (export, generate, embed, score, verify, inspect, bench, trust):
     cli.add_command(command)
 
 

@@ -14,6 +14,11 @@ from mmrt.runtime.errors import BundleError
 
 _SHORT = {"negative_prompt": "--negative", "num_images": "-n", "num_texts": "-n"}
 _SHOWN = 20  # choices
+SHAPES = (
+    "Sizes that engines are for: NAME=MIN:OPT:MAX of a free dimension, GRAPH.NAME=... of one graph's, NAME=SIZE for "
+    "one size alone, size=512x512:512x512:768x768 of pictures; several with commas. Where nothing is said, what "
+    "follows from the inputs."
+)
 
 
 class BundleCommand(click.Command):

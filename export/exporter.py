@@ -6,7 +6,7 @@ import gc
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -14,55 +14,75 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from mmrt.export import families, own, writer
+from mmrt.export import families, own, tensorrt, writer
 from mmrt.export.card import model_card
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.graph import write_onnx
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.runtime import manifest as m
-from mmrt.runtime import manifest_file, pipeline
-from mmrt.runtime.bundle import MANIFEST, hash_file
+from mmrt.runtime import manifest_file, pipeline, profiles
+from mmrt.runtime.bundle import MANIFEST, Bundle, hash_file
+from mmrt.runtime.engines.builder import Building
+from mmrt.runtime.engines.nvidia import Library
 from mmrt.runtime.errors import BundleError, ExportError, MmrtError
 from mmrt.runtime.receipt import GOLDEN, RECEIPT, Check, Receipt, replay
+from mmrt.runtime.trust import trust
 from mmrt.version import __version__
 
 T = TypeVar("T")
+RTX = "tensorrt-rtx"
+TARGETS = frozenset({"cpu", RTX})
 _PACKAGES = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 _DOES = {
     "load": "reads and checks",
     "reference": "runs the source model",
     "graph": "makes the graph",
+    "engine": "builds the engine",
     "verify": "replays the receipts",
 }
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A step begins (`seconds` is None) or has ended: `stage` is the kind of work, `name` what it is about."""
+    """A step begins, is done to a `share`, or has ended after `seconds`: `stage` is the kind of work, `name` what it is
+    about."""
 
-    stage: Literal["load", "reference", "graph", "verify"]
+    stage: Literal["load", "reference", "graph", "engine", "verify"]
     name: str
     seconds: float | None = None
+    share: float | None = None
 
     def __str__(self) -> str:
-        ended = "..." if self.seconds is None else f": {self.seconds:.1f} s"
+        ended = "..." if self.share is None else f": {self.share:.0%}"
+        ended = ended if self.seconds is None else f": {self.seconds:.1f} s"
         return f"{_DOES[self.stage]}{f' {self.name}' if self.name else ''}{ended}"
 
 
 def export(
-    checkpoint: str | Path | Recipe, output: str | Path, precision: str = "fp32", overwrite: bool = False
+    checkpoint: str | Path | Recipe,
+    output: str | Path,
+    precision: str = "fp32",
+    overwrite: bool = False,
+    targets: Collection[str] = ("cpu",),
+    shapes: profiles.Asked = profiles.NOTHING,
 ) -> Iterator[Progress]:
     """Write the bundle `output` from `checkpoint`, yielding before and after each step.
 
     That is a folder, a `dalle.pt`, a recipe of one's own, or FILE.py:FUNCTION, which is run and returns one. Nothing is
     at `output` before the last step has succeeded, and leaving the loop undoes all. Raises `ExportError`.
+
+    `targets` are what the bundle is for: with tensorrt-rtx it has engines, for the sizes that `shapes` asks for;
+    without any other target it has no other graphs.
     """
     if precision != "fp32":
         raise ExportError(f"precision is {precision!r}, supported is 'fp32'; fp16 comes with a later version of mmrt")
+    if not targets or {*targets} - TARGETS:
+        given = ", ".join(map(repr, targets)) or "nothing"
+        raise ExportError(f"targets are {', '.join(sorted(TARGETS))}, in any number but none; {given} is given")
     target = Path(output)
     writer.check_free(Path(os.path.abspath(target)), overwrite)
-    return _export(_origin(checkpoint), target, overwrite)
+    return _export(_origin(checkpoint), target, overwrite, frozenset(targets), shapes)
 
 
 class _Origin(NamedTuple):
@@ -91,12 +111,47 @@ def _own(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _export(source: _Origin, target: Path, overwrite: bool) -> Iterator[Progress]:
+def _export(
+    source: _Origin, target: Path, overwrite: bool, targets: frozenset[str], shapes: profiles.Asked
+) -> Iterator[Progress]:
+    library = tensorrt.library() if RTX in targets else None  # before anything else is done for nothing
     with writer.staging(target, overwrite) as folder:
         draft, notes = yield from _write(source, target, folder)
         gc.collect()  # torch's copy of the weights
+        if library is not None:
+            draft = yield from _build(folder, draft, library, shapes)
         checks = yield from _timed("verify", "", lambda: _replay(folder))
+        if targets == {RTX}:
+            draft = tensorrt.without_onnx(folder, draft)
         _finish(folder, draft, checks, notes)
+    if library is not None:
+        trust(Bundle(target))  # what was built here
+
+
+def _build(
+    folder: Path, draft: m.Manifest, library: Library, shapes: profiles.Asked
+) -> Generator[Progress, None, m.Manifest]:
+    """The manifest with an engine for each graph."""
+    bundle, sizes, graphs = Bundle(folder), tensorrt.sizes(draft, shapes), {}
+    for name, graph in draft.graphs.items():
+        yield Progress("engine", name)
+        start = time.perf_counter()
+        variant = yield from _shares(tensorrt.build(library, bundle, name, sizes[name]))
+        yield Progress("engine", name, time.perf_counter() - start)
+        graphs[name] = msgspec.structs.replace(graph, variants=(variant, *graph.variants))
+    with_engines = msgspec.structs.replace(draft, graphs=graphs, files=writer.list_files(folder))
+    _write_manifest(folder, with_engines)
+    return with_engines
+
+
+def _shares(work: Generator[Building, None, T]) -> Generator[Progress, None, T]:
+    while True:
+        try:
+            building = next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield Progress("engine", building.graph, share=building.share)
 
 
 def _write(

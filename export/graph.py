@@ -43,6 +43,7 @@ def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) ->
     except Exception as error:  # torch raises of everything
         raise ExportError(f"{name}: torch cannot export this graph: {_first_line(error)}{_advice(error)}") from error
     _forget_traces(model)
+    _cast_pixels_at_borders(model)
     _name_dimensions(model, graph.free)
     inputs = {value.name: _array(name, value, graph.free) for value in model.graph.inputs}
     outputs = {value.name: _array(name, value, graph.free) for value in model.graph.outputs}
@@ -102,6 +103,25 @@ def _forget_traces(model: Any) -> None:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
+
+
+def _cast_pixels_at_borders(model: Any) -> None:
+    """Let a Transpose of uint8 and a Cast next to it change places, which changes no number: TensorRT has uint8 at
+    borders alone, with a Cast beside them."""
+    for first in model.graph:
+        middle = first.outputs[0]
+        if len(middle.uses()) != 1 or middle.is_graph_output() or middle.dtype is None or middle.dtype.name != "UINT8":
+            continue
+        [(second, _)] = middle.uses()
+        if {first.op_type, second.op_type} == {"Transpose", "Cast"}:
+            casts_now = first.op_type == "Transpose"
+            middle.dtype = second.outputs[0].dtype if casts_now else first.inputs[0].dtype
+            middle.shape = first.inputs[0].shape if casts_now else second.outputs[0].shape
+            first.op_type, second.op_type = second.op_type, first.op_type
+            attributes = dict(first.attributes), dict(second.attributes)
+            for node, new in zip((second, first), attributes, strict=True):
+                node.attributes.clear()
+                node.attributes.update(new)
 
 
 def _name_dimensions(model: Any, free: Mapping[str, Mapping[int, str]]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from mmrt.runtime import manifest_file
 from mmrt.runtime.engines.onnx_file import external_files
 from mmrt.runtime.errors import BundleError
-from mmrt.runtime.manifest import Manifest
+from mmrt.runtime.manifest import File, Manifest
 
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 16 << 20
@@ -52,17 +52,29 @@ class Bundle:
     def onnx_file(self, name: str) -> Path:
         """An ONNX file's path, its hash and those of the files with its weights checked."""
         path = self.file(name)
+        self.files(self._weights(name, path))
+        return path
+
+    def digest(self, name: str) -> str:
+        """One sha256 for an ONNX file and the files with its weights, of which that file's own is checked."""
+        names = [name, *sorted(self._weights(name, self.file(name)))]
+        return hashlib.sha256("".join(self._entry(each).sha256 for each in names).encode()).hexdigest()
+
+    def _weights(self, name: str, path: Path) -> list[str]:
         beside = [str(PurePosixPath(name).parent / location) for location in external_files(path)]
         for weights in beside:
             if not manifest_file.legal_path(weights):
                 raise BundleError(f"{path}: its weights are in {weights!r}, which is not inside the bundle")
-        self.files(beside)
-        return path
+        return beside
 
     def _listed(self, name: str) -> Path:
+        self._entry(name)
+        return self.path / name
+
+    def _entry(self, name: str) -> File:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: {name!r} is not listed in the manifest")
-        return self.path / name
+        return self.manifest.files[name]
 
     def _compare_folder(self) -> None:
         found = dict(_walk(self.path))

@@ -279,16 +279,44 @@ class Island(_Struct, frozen=True):
     range: tuple[float, float] | None = None
 
 
+class Range(_Struct, frozen=True):
+    """The sizes that a free dimension of an engine may have; it is fastest at `opt`."""
+
+    min: Positive
+    opt: Positive
+    max: Positive
+
+
+Sizes = dict[Name, Range]  # of a graph's free dimensions
+
+
+class Build(_Struct, frozen=True):
+    """What an engine was built of, by and for; an engine for which any of it is not so is not loaded.
+
+    `source` is the digest of the ONNX graph (`Bundle.digest`), `version` the library's, `capabilities` are those of
+    the GPUs, such as 8.9. The engine takes sizes that lie in any of its `profiles`; a dimension with one size in all of
+    them is fixed. It is `stripped` where its weights are the ONNX graph's, to be put in when it is loaded.
+    """
+
+    source: Sha256
+    version: Label
+    capabilities: Annotated[tuple[Label, ...], msgspec.Meta(min_length=1)]
+    profiles: Annotated[tuple[Sizes, ...], msgspec.Meta(min_length=1, max_length=16)]
+    stripped: bool = False
+
+
 class Variant(_Struct, frozen=True):
-    """One file that computes a graph. ONNX files, `*.onnx`, may have weights beside them, named in the file itself.
+    """One file that computes a graph. ONNX files, `*.onnx`, may have weights beside them, named in the file itself;
+    those of the other engines, `*.engine`, have a `build`.
 
     `dtypes` are those of the graph's inputs and outputs that are others than in the graph: float16 for float32, of
     arrays that are `carried`. `islands` are the operators in fp32 among others of lower precision.
     """
 
-    engine: Literal["onnx"]
+    engine: Literal["onnx", "tensorrt", "tensorrt-rtx"]
     precision: Literal["fp32", "fp16", "int8"]
     file: str
+    build: Build | None = None
     dtypes: dict[Name, Literal["float16"]] = {}
     islands: Annotated[tuple[Island, ...], msgspec.Meta(max_length=65536)] = ()
 

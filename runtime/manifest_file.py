@@ -24,6 +24,7 @@ from mmrt.runtime.manifest import (
     Count,
     Diffuse,
     Float,
+    Graph,
     Image,
     Int,
     Manifest,
@@ -38,6 +39,7 @@ from mmrt.runtime.manifest import (
     Text,
     TextOutput,
     Token,
+    Variant,
     VectorOutput,
     Windows,
     arrays_of,
@@ -151,9 +153,7 @@ class _Check:
         for name, graph in self.manifest.graphs.items():
             where = f"$.graphs.{name}"
             for index, variant in enumerate(graph.variants):
-                self._file(variant.file, f"{where}.variants[{index}].file")
-                named = variant.file.endswith(f".{variant.engine}")  # ONNX Runtime reads other formats by their names
-                self._require(named, f"{where}.variants[{index}].file", f"{variant.file!r} is not named *.onnx")
+                self._variant(graph, variant, f"{where}.variants[{index}]")
             both = graph.inputs.keys() & graph.outputs.keys()
             self._require(not both, where, f"{_names(both)} cannot be an input and an output")
             for side, arrays in (("inputs", graph.inputs), ("outputs", graph.outputs)):
@@ -182,6 +182,19 @@ class _Check:
                 for number, island in enumerate(variant.islands):
                     low, high = island.range or (0.0, 0.0)
                     self._require(low <= high, f"{where}.islands[{number}].range", f"{low} is more than {high}")
+
+    def _variant(self, graph: Graph, variant: Variant, where: str) -> None:
+        self._file(variant.file, f"{where}.file")
+        ending = ".onnx" if variant.engine == "onnx" else ".engine"  # ONNX Runtime reads other formats by their names
+        self._require(variant.file.endswith(ending), f"{where}.file", f"{variant.file!r} is not named *{ending}")
+        built = variant.build is not None
+        self._require(built == (ending == ".engine"), where, "`build` is what engines have, and ONNX graphs have not")
+        free = {dim for array in graph.inputs.values() for dim in array.shape if isinstance(dim, str)}
+        for number, sizes in enumerate(variant.build.profiles if variant.build else ()):
+            at = f"{where}.build.profiles[{number}]"
+            self._require(sizes.keys() == free, at, f"sizes are those of {_names(sizes)}, free are {_names(free)}")
+            for name, size in sizes.items():
+                self._require(size.min <= size.opt <= size.max, f"{at}.{name}", "wanted min <= opt <= max")
 
     def _not_absurd(self, shape: Iterable[int | str | Ratio], where: str) -> None:
         elements = math.prod(dim for dim in shape if isinstance(dim, int))

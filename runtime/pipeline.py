@@ -250,7 +250,7 @@ def _choose(name: str, graph: manifest.Graph, precisions: tuple[str, ...]) -> ma
     """The variant of the first precision that there is."""
     for precision in precisions:
         for variant in graph.variants:
-            if variant.precision == precision:
+            if variant.precision == precision and variant.engine in ENGINES:
                 return variant
-    offered = ", ".join(variant.precision for variant in graph.variants)
-    raise EngineError(f"{name}: no variant of precision {' or '.join(precisions)}; the bundle has {offered}")
+    offered = ", ".join(f"{variant.engine} {variant.precision}" for variant in graph.variants)
+    raise EngineError(f"{name}: no variant of precision {' or '.join(precisions)} runs here; the bundle has {offered}")

@@ -1,13 +1,14 @@
-"""Which other files an ONNX file names: read from its protobuf, so that none is opened before it was found legal.
+"""ONNX files as protobuf: which other files one names, and the sizes of free dimensions written into it.
 
-ONNX Runtime opens the path that a tensor's `external_data` gives. The onnx package could list these, but the runtime
-does without it, and of the protobuf encoding only the nesting of messages matters here.
+ONNX Runtime opens the path that a tensor's `external_data` gives: so that none is opened before it was found legal,
+they are read here. The onnx package could do all this, but the runtime does without it, and of the protobuf encoding
+only the nesting of messages matters here.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmrt.runtime.errors import BundleError
@@ -25,6 +26,9 @@ _NESTED: dict[str, dict[int, str]] = {
     "external_data": {1: "key", 2: "value"},
 }
 _DEEPEST = 64
+# field numbers on the way from a model to a dimension: graph, input or output, type, tensor, shape, dimension
+_TO_DIMENSION = ((7,), (11, 12), (2,), (1,), (2,), (1,))
+_DIM_VALUE, _DIM_PARAM = 1, 2
 
 
 def external_files(path: Path) -> set[str]:
@@ -36,6 +40,39 @@ def external_files(path: Path) -> set[str]:
             return set(_locations(data, "model", 0, len(data), 0))
         except (IndexError, ValueError) as error:
             raise BundleError(f"{path}: not an ONNX file: {error}") from None
+
+
+def fix_dimensions(model: bytes, sizes: Mapping[str, int]) -> bytes:
+    """The model with numbers in place of these free dimensions' names, at its inputs and outputs."""
+    return _fixed(model, sizes, _TO_DIMENSION) if sizes else model
+
+
+def _fixed(message: bytes, sizes: Mapping[str, int], way: tuple[tuple[int, ...], ...]) -> bytes:
+    if not way:
+        names = [message[first:last].decode() for number, first, last in _whole(message) if number == _DIM_PARAM]
+        known = [sizes[name] for name in names if name in sizes]
+        return bytes([_DIM_VALUE << 3]) + _encoded(known[0]) if known else message
+    parts, done = [], 0
+    for number, first, last in _whole(message):
+        if number in way[0]:
+            inner = _fixed(message[first:last], sizes, way[1:])
+            start = first - len(_encoded(last - first))
+            parts += [message[done:start], _encoded(len(inner)), inner]
+            done = last
+    return b"".join([*parts, message[done:]])
+
+
+def _whole(message: bytes) -> Iterator[tuple[int, int, int]]:
+    return _fields(message, 0, len(message))
+
+
+def _encoded(value: int) -> bytes:
+    """As a varint."""
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
 
 
 def _locations(data: mmap.mmap, message: str, start: int, end: int, depth: int) -> Iterator[str]:
@@ -53,7 +90,7 @@ def _locations(data: mmap.mmap, message: str, start: int, end: int, depth: int) 
         yield entry.get("value", "")
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(number, first byte, end) of the length-delimited fields between start and end; others are passed over."""
     while start < end:
         tag, start = _varint(data, start)
@@ -76,7 +113,7 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
         raise ValueError("a field ends after its message")
 
 
-def _varint(data: mmap.mmap, start: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap | bytes, start: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[start]

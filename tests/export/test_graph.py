@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -136,3 +137,27 @@ def test_dimensions_that_come_out_otherwise_are_refused(
 ) -> None:
     with pytest.raises(mmrt.ExportError, match=message):
         write_onnx("scaled", small_graph(free), tmp_path / "scaled.onnx")
+
+
+class _Turned(torch.nn.Module):
+    """Pixels in and out, turned as most people turn them: as uint8."""
+
+    def forward(self, pixels: Any) -> Any:
+        planes = pixels.permute(0, 3, 1, 2).float() * 0.5
+        return planes.round().to(torch.uint8).permute(0, 2, 3, 1), pixels.transpose(1, 2)
+
+
+def test_pixels_are_cast_at_the_borders(tmp_path: Path) -> None:
+    free = {name: {0: "batch"} for name in ("pixels", "half", "flipped")}
+    example = torch.randint(0, 256, (2, 4, 6, 3), dtype=torch.uint8)
+    graph = Graph(_Turned(), {"pixels": example}, ("half", "flipped"), free)
+    inputs, outputs = write_onnx("turned", graph, tmp_path / "turned.onnx")
+    nodes = onnx.load(tmp_path / "turned.onnx").graph.node
+    taken = [node.op_type for node in nodes if "pixels" in node.input]
+    assert sorted(taken) == ["Cast", "Transpose"]  # what is only turned stays as it is
+    assert next(node.op_type for node in nodes if "half" in node.output) == "Cast"
+    variant = manifest.Variant(engine="onnx", precision="fp32", file="turned.onnx")
+    spec = manifest.Graph(inputs=inputs, outputs=outputs, variants=(variant,))
+    found = OnnxEngine("turned", spec, tmp_path / "turned.onnx").run({"pixels": example.numpy()})
+    np.testing.assert_array_equal(found["half"], (example.float() * 0.5).round().to(torch.uint8).numpy())
+    np.testing.assert_array_equal(found["flipped"], example.transpose(1, 2).numpy())

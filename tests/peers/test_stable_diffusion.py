@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import mmrt
+from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.receipt import compare
 
 EMOJI = Path(__file__).parents[2] / "examples" / "emoji" / "checkpoint"
@@ -93,6 +95,21 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Source:
     for _ in export(EMOJI, bundle):
         pass
     return Source(EMOJI, bundle)
+
+
+def test_every_graph_becomes_an_engine(emoji: Source, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from mmrt.export import tensorrt
+    from mmrt.runtime import profiles
+
+    bundle = Bundle(shutil.copytree(emoji.pipeline.bundle.path, tmp_path / "emoji.mmrt"))
+    sizes = tensorrt.sizes(bundle.manifest, profiles.NOTHING)
+    assert sizes["denoiser"][0]["latent_width"].max == 16
+    library = tensorrt.library()
+    for graph in bundle.manifest.graphs:
+        for building in tensorrt.build(library, bundle, graph, sizes[graph]):
+            assert building.graph == graph
+        assert len(list((bundle.path / "engines").glob(f"{graph}.*.tensorrt-rtx.engine"))) == 1
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from mmrt.runtime.engines.onnx_file import external_files
+from mmrt.runtime.engines.onnx_file import external_files, fix_dimensions
 from mmrt.runtime.errors import BundleError
 
 
@@ -139,3 +139,29 @@ def _varint(number: int) -> bytes:
 
 def test_the_fixture_is_a_model_that_onnx_itself_accepts() -> None:
     onnx.checker.check_model(bundles.decoder(), full_check=True)
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 448, 2**31])
+def test_dimensions_become_numbers_at_inputs_and_outputs(size: int) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["c"])],
+        "two",
+        [
+            value("a", TensorProto.FLOAT, ["rows", "capacity", 4]),
+            value("b", TensorProto.FLOAT, ["rows", "capacity", 1]),
+        ],
+        [value("c", TensorProto.FLOAT, ["rows", "capacity", 4])],
+        [numpy_helper.from_array(np.arange(300, dtype=np.float32), "weights")],
+        value_info=[value("d", TensorProto.FLOAT, ["capacity"])],
+    )
+    model = helper.make_model(graph)
+    made = onnx.ModelProto.FromString(fix_dimensions(model.SerializeToString(), {"capacity": size, "other": 3}))
+    for each in (*made.graph.input, *made.graph.output):
+        rows, capacity, _ = each.type.tensor_type.shape.dim
+        assert (rows.dim_param, capacity.dim_value, capacity.dim_param) == ("rows", size, "")
+    for part in ("input", "output"):
+        made.graph.ClearField(part)
+        getattr(made.graph, part).extend(getattr(model.graph, part))
+    assert made == model
+    assert fix_dimensions(model.SerializeToString(), {}) == model.SerializeToString()
