@@ -48,9 +48,14 @@ def process(scores: Float32, rules: Rules, histories: Callable[[], Sequence[Int6
 
 
 def warp(scores: Float32, rules: Rules) -> Float32:
-    """The scores (vocabulary,) of one row that a token is to be drawn from."""
+    """The scores (vocabulary,) of one row that a token is to be drawn from.
+
+    Where the best of them is no finite number they are left, as `draw` then takes the best.
+    """
     if rules.temperature != 1:
         scores = temperature(scores, rules.temperature)
+    if not np.isfinite(scores.max()):
+        return scores
     if rules.top_k:
         scores = top_k(scores, rules.top_k)
     if rules.top_p < 1:

@@ -110,16 +110,17 @@ class TorchCuda:
     max_threads: multiprocessors x threads on each, of the card to be like: A100 108 x 2048 (the default), H100 SXM
         132 x 2048, RTX 4090 128 x 1536, RTX 3090 82 x 1536, T4 40 x 1024. It matters only to a draw of more elements
         than that, which torch itself fills differently from card to card. ValueError below 256, one block of threads.
+    offset: what was drawn before, in fours; torch's own counts single words.
     Source: ATen's native/cuda/DistributionTemplates.h, and curand_init and curand_normal4 of cuRAND's device API.
     """
 
-    def __init__(self, seed: int, max_threads: int = 108 * 2048) -> None:
+    def __init__(self, seed: int, max_threads: int = 108 * 2048, offset: int = 0) -> None:
         if max_threads < 256:
             raise ValueError(f"max_threads is {max_threads}, wanted at least 256, one block of threads")
         seed = _to_uint64(seed)
         self._key = seed & 0xFFFFFFFF, seed >> 32
         self._max_threads = max_threads // 256 * 256
-        self._offset = 0  # in fours: torch's own counts single words
+        self.offset = offset
 
     def normal(self, shape: tuple[int, ...]) -> F32:
         """Draw what `torch.randn(shape, dtype=torch.float32, device="cuda", generator=...)` gives next.
@@ -128,7 +129,7 @@ class TorchCuda:
         drops the rest of it.
         """
         size = math.prod(shape)
-        threads = max(1, min(size, self._max_threads))
+        threads = self.threads(size, self._max_threads)
         rows = -(-size // threads)
         noise = np.empty((rows, threads), np.float32)
         for start in range(0, threads, CHUNK):
@@ -136,18 +137,28 @@ class TorchCuda:
             thread = np.arange(part.start, part.stop, dtype=np.uint64)
             for row in range(0, rows, 2):
                 if row % 4 == 0:
-                    words = philox((self._offset + row // 4, 0, thread, 0), self._key)
+                    words = philox((self.offset + row // 4, 0, thread, 0), self._key)
                 noise[row : row + 2, part] = _curand_box_muller(*words[row % 4 : row % 4 + 2])[: rows - row]
-        self._offset += -(-rows // 4)
+        self.offset += self.fours(size, self._max_threads)
         return noise.reshape(-1)[:size].reshape(shape)
+
+    @staticmethod
+    def threads(size: int, max_threads: int) -> int:
+        """How many threads share in a draw of `size` normals."""
+        return max(1, min(size, max_threads // 256 * 256))
+
+    @staticmethod
+    def fours(size: int, max_threads: int) -> int:
+        """How far a draw of `size` normals moves the offset."""
+        return -(-size // (4 * TorchCuda.threads(size, max_threads)))
 
     def uniform(self) -> float:
         """Draw what `torch.rand((), dtype=torch.float64, device="cuda", generator=...)` gives next.
 
         53 bits of the first two of four words, and half a bit more; 1, to which the highest are rounded, becomes 0.
         """
-        low, high, _, _ = (int(word) for word in philox((self._offset, 0, 0, 0), self._key))
-        self._offset += 1
+        low, high, _, _ = (int(word) for word in philox((self.offset, 0, 0, 0), self._key))
+        self.offset += 1
         value = (low ^ high << 21) * 2**-53 + 2**-54
         return value if value < 1 else 0.0
 

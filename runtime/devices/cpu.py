@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from mmrt.runtime.arrays import AnyArray, Float32, Int32, Int64, UInt8
+from mmrt.runtime import logits as rule
+from mmrt.runtime.arrays import AnyArray, Float32, Float64, Int32, Int64, UInt8, UInt32, UInt64
+from mmrt.runtime.noise import TorchCuda
 from mmrt.runtime.samplers import COLUMNS
+from mmrt.runtime.search import Rules
 
 if TYPE_CHECKING:
     from mmrt.runtime.devices import Kind
@@ -45,7 +48,7 @@ def enlarge(array: AnyArray, capacity: int, length: int) -> AnyArray:
     return larger
 
 
-def reorder_rows(array: AnyArray, rows: Int64, group: int, length: int) -> None:
+def reorder_rows(array: AnyArray, rows: Int64 | Int32, group: int, length: int) -> None:
     written = array[:, :, :length]
     written[:] = written[rows]
 
@@ -155,9 +158,123 @@ def take_rows(array: AnyArray, rows: Int64) -> AnyArray:
     return array if same else np.take(array, rows, axis=0)
 
 
+def normal(
+    out: Float32,
+    seeds: UInt64,
+    offset: UInt32,
+    max_threads: int,
+    table: Float32 | None = None,
+    step: Int32 | None = None,
+) -> None:
+    """Draw what `noise.TorchCuda` draws from each seed after `offset` fours, float32 (pictures, ...).
+
+    With a sampler's table, what its row `step` needs, where it needs noise and the rows before it drew theirs.
+
+    seeds   uint64 (pictures,)
+    offset  uint32 (1,): `TorchCuda.offset`
+    table   float32, `Table.coefficients`
+    step    int32 (2,), as in `guide_and_step`
+    """
+    start = int(offset[0])
+    if table is not None:
+        assert step is not None
+        row = dict(zip(COLUMNS, table[step[0]], strict=False))
+        if step[0] < 0 or row["s"] == 0:
+            return
+        start += int(row["draws"]) * TorchCuda.fours(out[0].size, max_threads)
+    for picture, seed in zip(out, seeds.tolist(), strict=True):
+        picture[:] = TorchCuda(seed, max_threads, start).normal(picture.shape)
+
+
+def blend(
+    latents: Float32, mask: Float32, known: Float32, noise: Float32, model_input: AnyArray, table: Float32, step: Int32
+) -> None:
+    """Inpainting: put a known picture where the mask is 0, at the noise of the row that comes next, and input it anew.
+
+    latents      float32 (batch, channels, ...), as the row before made them
+    mask         float32 (batch, 1, ...): 1 where the picture is painted, 0 where it is known
+    known        float32 (batch, channels, ...), its latents
+    noise        float32, like it
+    model_input  float (copies batch, channels, ...), as in `guide_and_step`, as are table and step
+    """
+    row = dict(zip(COLUMNS, table[step[0]], strict=False))
+    latents[:] = mask * latents + (1 - mask) * (row["signal"] * known + row["noise"] * noise)
+    model_input.reshape(-1, *latents.shape)[:] = row["scale"] * latents
+
+
+def choose_token(
+    logits: AnyArray,
+    scores: Float32,
+    history: Int64,
+    starts: Int32,
+    rules: Float32,
+    forbidden: Int32,
+    forced: Int32,
+    ends: Int32,
+    uniforms: Float64,
+    tokens: Int64,
+    positions: Int64,
+    ended: Int32,
+    state: Int32,
+) -> None:
+    """Choose every row's next token, by the rules of `logits`, and make the loop's next inputs. `choice` makes these:
+
+    logits     float (copies rows, vocabulary), with 2 copies the unconditional rows first; not changed
+    scores     float32 (rows, vocabulary), is written over
+    history    int64 (rows, places), the rows' tokens, prompts aligned to the right; takes the new ones
+    starts     int32 (rows,), where a row's own tokens begin
+    rules      float32: temperature; top_k; 1 - top_p; min_p; repetition penalty; guidance scale
+    forbidden  int32 (n, 4): tokens low <= t < high cannot come while since <= new < until
+    forced     int32: as the n-th new token this one comes, where it is not -1
+    ends       int32: tokens that end a row
+    uniforms   float64 (rows, slots): the n-th new token is drawn by the one at n modulo slots
+    tokens     int64 (copies rows, ...), become the new ones
+    positions  int64 (copies rows,), go on by one
+    ended      int32 (rows,), becomes 1 where a row ends
+    state      int32 (4,): new tokens so far, which go on by one; 0; the longest prompt; what a row gets that has ended
+    """
+    fresh, _, longest, pad = state.tolist()
+    place = longest + fresh
+    heat, count, dropped, share, penalty, scale = rules.tolist()
+    raw = logits.astype(np.float32, copy=False)
+    scores[:] = raw if len(raw) == len(scores) else guide(raw, scale)
+    if fresh < len(forced) and forced[fresh] >= 0:
+        rule.force(scores, int(forced[fresh]))
+    elif penalty != 1:
+        rule.repetition_penalty(scores, [row[start:place] for row, start in zip(history, starts, strict=True)], penalty)
+    for low, high, since, until in forbidden.tolist():
+        if since <= fresh < until:
+            scores[:, max(low, 0) : max(high, 0)] = rule.LEAST
+    warping = Rules(1, temperature=heat, top_k=int(count), top_p=1 - dropped, min_p=share)
+    for row, uniform in enumerate(uniforms[:, fresh % uniforms.shape[1]].tolist()):
+        if ended[row]:
+            token = pad
+        else:
+            token = rule.draw(rule.warp(scores[row], warping), uniform) if heat else int(scores[row].argmax())
+        ended[row] |= token in ends
+        history[row, place : place + 1] = token
+        tokens.reshape(-1, len(scores))[:, row] = token
+    positions += 1
+    state[0] += 1
+
+
 def linear_rgb(latents: Float32, matrix: Sequence[Sequence[float]]) -> UInt8:
     """(batch, channels, height, width) through a (channels + 1, 3) matrix to uint8 (batch, height, width, 3)."""
     *weights, constant = np.asarray(matrix, np.float32)
-    rgb = np.einsum("bchw,cr->bhwr", latents, np.stack(weights)) + constant
-    pixels: UInt8 = (np.clip(rgb * 0.5 + 0.5, 0, 1) * 255).round().astype(np.uint8)
+    return _to_bytes(np.einsum("bchw,cr->bhwr", latents, np.stack(weights)) + constant)
+
+
+def to_uint8(out: UInt8, pixels: AnyArray) -> None:
+    """Float (batch, channels, height, width) of -1 .. 1 to uint8 (batch, height, width, channels); NaN to 0."""
+    out[:] = _to_bytes(np.moveaxis(pixels.astype(np.float32, copy=False), 1, -1))
+
+
+def from_uint8(out: AnyArray, pixels: UInt8) -> None:
+    """uint8 (batch, height, width, channels) to float (batch, channels, height, width) of -1 .. 1."""
+    out[:] = np.moveaxis(pixels, -1, 1) / np.float32(255) * np.float32(2) - np.float32(1)
+
+
+def _to_bytes(values: Float32) -> UInt8:
+    shares = np.clip(values * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+    pixels: UInt8 = np.nan_to_num(shares).round().astype(np.uint8)
     return pixels

@@ -17,12 +17,13 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from mmrt.runtime.noise import TorchCuda
 from mmrt.runtime.samplers import COLUMNS
 
 FLOATS = ("float32", "float16", "bfloat16")
 THREADS = 256
 WIDE = 4  # elements that a thread takes at once: 16 bytes of float32
-CHOOSERS = 1024  # threads that choose a row's token
+ROW_THREADS = 1024  # of a block that looks at a whole row or picture
 PARTS = 48 << 10  # bytes of shared memory that every card gives a block without asking
 
 
@@ -81,7 +82,8 @@ def guide_and_step(
     launches = []
     if factor is not None and copies == 2:
         kernel = f"rescale_{_name(prediction)}"
-        launches = [Launch(kernel, (batch, 1, 1), (CHOOSERS, 1, 1), (prediction, factor, table, step, *_ints(each)))]
+        given = prediction, factor, table, step, *_ints(each, table.shape[1])
+        launches = [Launch(kernel, (batch, 1, 1), (ROW_THREADS, 1, 1), given)]
     else:
         factor = None
     sizes = _ints(batch, each, copies, history.shape[0], noise.shape[0] if noise is not None else 1)
@@ -106,8 +108,7 @@ def normal(
     need("table", table, "float32", (None, None))
     need("step", step, "int32", (2,))
     size = math.prod(out.shape[1:])
-    threads = max(1, min(size, max_threads // 256 * 256))
-    fours = -(-size // (4 * threads))
+    threads, fours = TorchCuda.threads(size, max_threads), TorchCuda.fours(size, max_threads)
     width = table.shape[1] if table is not None else 0
     grid = (-(-threads // THREADS), fours, out.shape[0])
     return [
@@ -154,6 +155,8 @@ def choose_token(
     need = _Need("choose_token")
     rows, vocabulary = scores.shape
     copies = logits.shape[0] // max(rows, 1)
+    if vocabulary > 2**23:
+        raise ValueError(f"choose_token: the vocabulary is {vocabulary}, wanted at most {2**23}")
     need("logits", logits, FLOATS, (rows * (2 if copies == 2 else 1), vocabulary))
     need("scores", scores, "float32", (rows, vocabulary))
     need("history", history, "int64", (rows, None))
@@ -171,7 +174,7 @@ def choose_token(
     arrays = (*given, uniforms, tokens, positions, ended, state)
     counts = (forbidden.shape[0], forced.shape[0], ends.shape[0], uniforms.shape[1])
     sizes = _ints(vocabulary, copies, history.shape[1], *counts)
-    return [Launch(f"choose_token_{_name(logits)}", (rows, 1, 1), (CHOOSERS, 1, 1), (*arrays, *sizes))]
+    return [Launch(f"choose_token_{_name(logits)}", (rows, 1, 1), (ROW_THREADS, 1, 1), (*arrays, *sizes))]
 
 
 def take_rows(out: Array, array: Array, rows: Array) -> list[Launch]:
@@ -188,13 +191,12 @@ def take_rows(out: Array, array: Array, rows: Array) -> list[Launch]:
     return [Launch(f"take_rows_{unit}", grid, (THREADS, 1, 1), (out, array, rows, *_ints(bytes_ // unit)))]
 
 
-def reorder_rows(array: Array, rows: Array, group: int, length: int | None = None) -> list[Launch]:
+def reorder_rows(array: Array, rows: Array, group: int, length: int) -> list[Launch]:
     """See `cpu.reorder_rows`."""
     need = _Need("reorder_rows")
     count, heads, capacity, width = array.shape
     need("array", array, _SIZES, array.shape)
     need("rows", rows, "int32", (count,))
-    length = capacity if length is None else length
     if group < 1 or count % group or not 0 <= length <= capacity:
         raise ValueError(f"reorder_rows: {count} rows of {capacity} places in groups of {group}, the first {length}")
     bytes_ = width * _SIZES[_name(array)]
@@ -208,17 +210,6 @@ def reorder_rows(array: Array, rows: Array, group: int, length: int | None = Non
     sizes = _ints(heads, units, capacity * bytes_ // unit, group)
     grid = (-(-units // threads), heads, count // group)
     return [Launch(f"reorder_rows_{unit}", grid, (threads, 1, 1), (array, rows, *sizes), threads * group * unit)]
-
-
-def linear_rgb(out: Array, latents: Array, matrix: Array) -> list[Launch]:
-    """See `cpu.linear_rgb`."""
-    need = _Need("linear_rgb")
-    batch, channels, height, width = latents.shape
-    need("out", out, "uint8", (batch, height, width, 3))
-    need("latents", latents, "float32", latents.shape)
-    need("matrix", matrix, "float32", (channels + 1, 3))
-    sizes = _ints(batch, channels, height * width)
-    return [Launch("linear_rgb", _blocks(batch * height * width), (THREADS, 1, 1), (out, latents, matrix, *sizes))]
 
 
 def to_uint8(out: Array, pixels: Array) -> list[Launch]:
