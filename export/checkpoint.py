@@ -1,8 +1,9 @@
 """A checkpoint: a local folder that is only read, and believed in nothing that can be checked.
 
-What it is, its config files say: `model_index.json` makes it diffusers', `config.json` transformers', `dalle.json`
-dalle-pytorch's; without one, the file `dalle.pt` in it does, which may also be given itself, by any name that ends
-in `.pt`. Names of folders say nothing. Links to files are followed, as the hub's cache is made of them.
+What it is, its config files say: `model_index.json` makes it diffusers', `config.json` transformers',
+`open_clip_config.json` open_clip's, `dalle.json` dalle-pytorch's; without one, the file `dalle.pt` in it does, which
+may also be given itself, by any name that ends in `.pt`. Names of folders say nothing. Links to files are followed, as
+the hub's cache is made of them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ from safetensors import SafetensorError, safe_open
 from mmrt.runtime.bundle import hash_file
 from mmrt.runtime.errors import ExportError
 
-INDEXES = {"model_index.json": "diffusers", "config.json": "transformers", "dalle.json": "dalle"}
+INDEXES = {
+    "model_index.json": "diffusers",
+    "config.json": "transformers",
+    "open_clip_config.json": "open_clip",
+    "dalle.json": "dalle",
+}
 PICKLE = "dalle.pt"
 _JSON_LIMIT = 64 << 20
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_OPEN_CLIP_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 _VARIANTS = (None, "fp32", "fp16")
 
 
@@ -35,7 +42,7 @@ class Weights:
 
 
 class Checkpoint:
-    """An opened checkpoint: `path`, a folder, `kind` ("diffusers", "transformers" or "dalle"), and `index`, what the
+    """An opened checkpoint: `path`, a folder, `kind` (a value of `INDEXES`), and `index`, what the
     file that says so holds; `pickle` is the one file that has all, where there is such."""
 
     def __init__(self, path: str | Path) -> None:
@@ -112,15 +119,16 @@ class Checkpoint:
         folder = self.path / component
         if self.pickle:
             return Weights((self.pickle,), False, None)
+        stems = _OPEN_CLIP_STEMS if self.kind == "open_clip" else _STEMS
         for ending, safe in ((".safetensors", True), (".bin", False)):
             for variant in _VARIANTS:
-                for stem in _STEMS:
+                for stem in stems:
                     files = self._weight_files(folder, f"{stem}.{variant}" if variant else stem, ending)
                     if files:
                         for file in files if safe else ():
                             _check_safetensors(file)
                         return Weights(files, safe, variant)
-        raise ExportError(f"{folder}: has no weights: wanted {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors")
+        raise ExportError(f"{folder}: has no weights: wanted {stems[0]}.safetensors or {stems[1]}.safetensors")
 
     def _weight_files(self, folder: Path, stem: str, ending: str) -> tuple[Path, ...]:
         whole = folder / f"{stem}{ending}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -45,10 +46,15 @@ def load_model(checkpoint: Checkpoint, component: str, class_name: str) -> Any:
         if keys := sorted(map(str, report[problem])):
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise ExportError(f"{weights.files[0]}: weights are {problem.split('_')[0]}: {shown}")
+    finite(model, weights.files[0])
+    return model.eval().requires_grad_(False)
+
+
+def finite(model: torch.nn.Module, file: Path) -> None:
+    """That the weights are numbers. Raises `ExportError` naming the file."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ExportError(f"{weights.files[0]}: {name} holds NaN or infinite numbers")
-    return model.eval().requires_grad_(False)
+            raise ExportError(f"{file}: {name} holds NaN or infinite numbers")
 
 
 def load_pipeline(checkpoint: Checkpoint, class_name: str, models: dict[str, Any]) -> Any:

@@ -44,6 +44,11 @@ _LONGEST = 2**20
 _MARK = "\ue0f0text\ue0f0"  # stands for a text in a chat template
 _ROW = 64  # tokens that are decoded together for a comparison
 _NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+_OPEN_CLIP_CLEANING: dict[str, tuple[Cleaning, ...]] = {  # by the function that does it
+    "_clean_lower": ("mend", "entities", "blanks", "lower"),
+    "_clean_whitespace": ("mend", "entities", "blanks"),
+    "_clean_canonicalize": ("mend", "entities", "underscores", "punctuation", "lower", "blanks"),
+}
 _Read = TypeVar("_Read")
 
 
@@ -68,6 +73,38 @@ def tokenizer_file(tokenizer: Any, path: str) -> tuple[bytes, Tokenize]:
         found = ours(PROBES)[0].tolist()
         wanted = tokenizer(list(PROBES), padding="max_length", max_length=spec.length, truncation=True)["input_ids"]
     _same_ids(PROBES, found, wanted)
+    return content, spec
+
+
+def open_clip_tokenizer(tokenizer: Any, path: str, mask: str | None) -> tuple[bytes, Tokenize]:
+    """The same for open_clip's SimpleTokenizer; with a `mask`, texts are as long as they are, and none is cut.
+
+    Raises `ExportError` where the tokenizer cannot be said so, or gives other ids for one of `PROBES`.
+    """
+    cleaning = _OPEN_CLIP_CLEANING.get(getattr(tokenizer.clean_fn, "__name__", ""))
+    if type(tokenizer).__name__ != "SimpleTokenizer" or cleaning is None or tokenizer.reduction_fn is not None:
+        raise ExportError("tokenizer: open_clip makes one of settings that are not supported")
+    model = tokenizers.models.BPE(tokenizer.encoder, list(tokenizer.bpe_ranks), end_of_word_suffix="</w>")
+    fast = tokenizers.Tokenizer(model)
+    words = tokenizers.Regex(rf"(?i:{tokenizer.pat.pattern})")
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(words, "removed", invert=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    special = [text for text, token in tokenizer.encoder.items() if token in tokenizer.all_special_ids]
+    fast.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True) for text in special])
+    before, after = (tokenizer.sot_token_id,), (tokenizer.eot_token_id,)
+    spec = Tokenize(
+        file=path, length=tokenizer.context_length, pad=0, mask=mask, before=before, after=after, clean=cleaning
+    )
+    content = _content(fast)
+    roomy = msgspec.structs.replace(spec, length=_LONGEST, mask="mask")
+    with quiet():
+        found, own = _read(content, lambda file: Tokenizer(file, roomy))(PROBES)
+        wanted = [[*before, *tokenizer.encode(text), *after] for text in PROBES]
+    _same_ids(PROBES, [row[each].tolist() for row, each in zip(found, own, strict=True)], wanted, "open_clip")
     return content, spec
 
 
@@ -258,13 +295,15 @@ def _their_ids(tokenizer: Any, texts: Sequence[str], code: str) -> list[list[int
         tokenizer.src_lang = before
 
 
-def _same_ids(texts: Sequence[str], found: Sequence[list[int]], wanted: Sequence[list[int]]) -> None:
+def _same_ids(
+    texts: Sequence[str], found: Sequence[list[int]], wanted: Sequence[list[int]], source: str = "transformers"
+) -> None:
     for text, ids, theirs in zip(texts, found, wanted, strict=True):
         if ids != theirs:
             at = next((place for place, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), len(ids))
             raise ExportError(
                 f"tokenizer: {text[:40]!r} gives the ids {ids[at : at + 8]}... from the {at}th on, "
-                f"transformers gives {theirs[at : at + 8]}..."
+                f"{source} gives {theirs[at : at + 8]}..."
             )
 
 

@@ -81,14 +81,17 @@ class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
 
 class Fit(_Struct, frozen=True):
     """How a picture of any size becomes (height, width): stretched, or, with `shortest`, made so large that its shorter
-    side has as many pixels, and the middle cut out. With `longest` it is stretched from a copy that was first so made
-    that its longer side has as many pixels, and its shorter an even number."""
+    side has as many pixels, and the middle cut out; its first pixel's place is floored, or rounded, halves to the even.
+    With `longest` it is stretched from a copy that was first so made that its longer side has as many pixels, and its
+    shorter an even number. With `around` it is made so large that it just fits inside, and has that value around it."""
 
     width: Annotated[int, msgspec.Meta(ge=1, le=16384)]
     height: Annotated[int, msgspec.Meta(ge=1, le=16384)]
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
     shortest: Annotated[int, msgspec.Meta(ge=1, le=16384)] | None = None
     longest: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    middle: Literal["floored", "rounded"] = "floored"
+    around: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
 
 
 class Patches(_Struct, frozen=True):

@@ -70,8 +70,11 @@ def to_array(picture: Picture, width: int, height: int) -> UInt8:
 
 
 def fit(picture: Picture, spec: Fit) -> UInt8:
-    """uint8 (height, width, 3) of the size that `spec` says, as transformers' image processors make it with Pillow."""
+    """uint8 (height, width, 3) of the size that `spec` says, as image processors of transformers and open_clip make it
+    with Pillow."""
     resample = Image.Resampling[spec.resample.upper()]
+    if spec.around is not None:
+        return _inside(picture, spec, resample)
     if spec.longest is not None:
         picture = picture.resize(_longest_side(picture, spec.longest), resample)
     if spec.shortest is None:
@@ -82,10 +85,21 @@ def fit(picture: Picture, spec: Fit) -> UInt8:
     if size[1] > _LONGEST:
         raise RequestError(f"a picture of {width}x{height} is too long and thin: its sides are to be like 1:{_LONGEST}")
     pixels = np.asarray(picture.resize(size if width <= height else size[::-1], resample))
-    top, left = (pixels.shape[0] - spec.height) // 2, (pixels.shape[1] - spec.width) // 2
+    over = pixels.shape[0] - spec.height, pixels.shape[1] - spec.width
+    top, left = (round(each / 2) if spec.middle == "rounded" else each // 2 for each in over)
     padded = np.pad(pixels, [(max(-top, 0),) * 2, (max(-left, 0),) * 2, (0, 0)])
     top, left = max(top, 0), max(left, 0)
     return padded[top : top + spec.height, left : left + spec.width]
+
+
+def _inside(picture: Picture, spec: Fit, resample: Image.Resampling) -> UInt8:
+    """As `ResizeKeepRatio(longest=1)` and `CenterCropOrPad` of open_clip."""
+    ratio = max(picture.width / spec.width, picture.height / spec.height)
+    width, height = (max(round(side / ratio), 1) for side in picture.size)
+    found = np.full((spec.height, spec.width, 3), spec.around, np.uint8)
+    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    found[top : top + height, left : left + width] = np.asarray(picture.resize((width, height), resample))
+    return found
 
 
 def fit_patches(picture: Picture, spec: Patches) -> UInt8:
