@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import importlib.metadata
 import os
@@ -14,7 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from mmrt.export import families, own, tensorrt, writer
+from mmrt.export import families, own, tensorrt, trial, writer
 from mmrt.export.card import model_card
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.graph import write_onnx
@@ -107,8 +108,9 @@ def _origin(checkpoint: str | Path | Recipe) -> _Origin:
 
 
 def _own(recipe: Recipe) -> Recipe:
-    own.check(recipe.graphs)
-    return recipe
+    """The recipe, after its trial; where it names no other source, its modules are that."""
+    golden = trial.run(recipe)
+    return recipe if recipe.reference is not None else dataclasses.replace(recipe, reference=lambda: golden)
 
 
 def _export(
@@ -190,7 +192,8 @@ def _write_graph(folder: Path, name: str, graph: Graph) -> m.Graph:
 
 def _run_source(recipe: Recipe) -> Golden:
     try:
-        return recipe.reference() if recipe.reference is not None else own.golden(recipe.graphs)
+        assert recipe.reference is not None
+        return recipe.reference()
     except (MemoryError, MmrtError):
         raise
     except Exception as error:

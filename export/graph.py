@@ -148,10 +148,13 @@ def _array(graph: str, value: Any, free: Mapping[str, Mapping[int, str]]) -> man
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int) and axis in names:
             raise ExportError(
-                f"{graph}: dimension {axis} of {value.name!r} was fixed to {dim}, wanted free {names[axis]!r}"
+                f"{graph}: dimension {axis} of {value.name!r} was fixed to {dim}, wanted free {names[axis]!r}: "
+                "the code makes it of numbers, not of its inputs' shapes"
             )
         if not isinstance(dim, int) and axis not in names:
-            raise ExportError(f"{graph}: dimension {axis} of {value.name!r} is free ({dim}), the recipe names it not")
+            raise ExportError(
+                f"{graph}: dimension {axis} of {value.name!r} is free ({dim}), and `free` does not name it: name it"
+            )
     dtype = _DTYPES.get(value.dtype.name)
     if dtype is None:
         raise ExportError(f"{graph}: {value.name!r} is {value.dtype.name}, supported are {', '.join(_DTYPES)}")
@@ -167,10 +170,22 @@ def _compare_inputs(graph: str, wanted: Mapping[str, torch.Tensor], found: Mappi
             raise ExportError(f"{graph}: input {name!r} came out as {found[name].dtype}, wanted {tensor.dtype}")
 
 
+_ADVICE = {  # what torch says: what it means
+    r"data-dependent": "an `if` or a loop looks at what a tensor holds: use torch.where or a fixed number of rounds",
+    r"\.numpy\(\) is not supported": "NumPy cannot be exported: compute with torch",
+    r"Constraints violated \(L\['arrays'\]\['(\w+)'\]\.size\(\)\[(\d+)\]": (
+        r"the code fixes dimension \2 of '\1', which is free: write \1.shape[\2] (or -1) and not its number"
+    ),
+    r"Error when translating node .*target=torch\.ops\.([\w.]+)\]": (
+        r"ONNX has no operator for torch's \1: compute it with others"
+    ),
+}
+
+
 def _advice(error: Exception) -> str:
-    if "data-dependent" not in str(error.__cause__ or error):
-        return ""
-    return "; an `if` or a loop looks at what a tensor holds: use torch.where or a fixed number of rounds"
+    text = str(error.__cause__ or error)
+    found = ((re.search(pattern, text), advice) for pattern, advice in _ADVICE.items())
+    return "".join(f"; {match.expand(advice)}" for match, advice in found if match)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,23 +1,18 @@
-"""Recipes of one's own: a Python file's function that returns one, and what is verified where it says nothing else."""
+"""A recipe of one's own: the function of a Python file that returns one."""
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
-from mmrt.export.recipe import Golden, Graph, Recipe
-from mmrt.runtime.arrays import AnyArray
-from mmrt.runtime.errors import ExportError
+from mmrt.export.recipe import Recipe
+from mmrt.runtime.errors import ExportError, MmrtError
 
 _NAMED = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 
@@ -30,37 +25,36 @@ class Function(NamedTuple):
 
     def recipe(self) -> Recipe:
         """Run the file, then the function. Raises `ExportError` that says where they fail."""
-        with _importable(self.file.parent):
-            module = self._module()
-            if not callable(function := getattr(module, self.name, None)):
-                raise ExportError(f"{self.file}: has no function {self.name!r}")
-            try:
-                found = function()
-            except Exception as error:
-                raise self._failed(error) from error
+        if not self.file.is_file():
+            raise ExportError(f"{self.file}: no such file")
+        try:
+            with _importable(self.file):
+                found = self._call()
+        except MmrtError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self._failed(error) from error
         if not isinstance(found, Recipe):
             raise ExportError(f"{self.file}: {self.name}() gives {type(found).__name__}, wanted a mmrt.export.Recipe")
         return found
 
-    def _module(self) -> Any:
-        if not self.file.is_file():
-            raise ExportError(f"{self.file}: no such file")
+    def _call(self) -> Any:
         spec = importlib.util.spec_from_file_location(self.file.stem, self.file)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise self._failed(error) from error
-        return module
+        module = sys.modules[self.file.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not callable(function := getattr(module, self.name, None)):
+            raise ExportError(f"{self.file}: has no function {self.name!r}")
+        return function()
 
-    def _failed(self, error: Exception) -> ExportError:
+    def _failed(self, error: BaseException) -> ExportError:
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.file)
         ]
         where = f"{self.file}, line {lines[-1]}" if lines else str(self.file)
-        return ExportError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}")
+        ended = "; a script's own work belongs under if __name__ == '__main__'" if isinstance(error, SystemExit) else ""
+        return ExportError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}{ended}")
 
 
 def function(named: str) -> Function | None:
@@ -70,55 +64,14 @@ def function(named: str) -> Function | None:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """As for a script: what lies beside it can be imported."""
-    sys.path.insert(0, str(folder))
+def _importable(file: Path) -> Iterator[None]:
+    """As for a script: what lies beside it can be imported, and its classes know their module."""
+    folder, before = str(file.parent), sys.modules.get(file.stem)
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-
-
-def check(graphs: Mapping[str, Graph]) -> None:
-    """That graphs can be called as the recipe says, and give the same twice. Raises `ExportError` naming the graph."""
-    for name, graph in graphs.items():
-        training = [part or "it" for part, module in graph.module.named_modules() if module.training]
-        if training:
-            raise ExportError(f"{name}: {training[0]} is in training mode: call eval() on the module first")
-        parameters = inspect.signature(graph.module.forward).parameters
-        needed = [each.name for each in parameters.values() if each.default is each.empty]
-        known = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-        if strange := [key for key in graph.inputs if key not in parameters and not known]:
-            raise ExportError(f"{name}: forward takes {', '.join(parameters)}, the recipe gives {strange[0]!r}")
-        if missing := [key for key in needed if key not in graph.inputs and parameters[key].kind.name != "VAR_KEYWORD"]:
-            raise ExportError(f"{name}: forward needs {missing[0]!r}, of which the recipe gives no example")
-        first, second = outputs(name, graph), outputs(name, graph)
-        for key, array in first.items():
-            if not np.array_equal(array, second[key], equal_nan=True):
-                raise ExportError(f"{name}: {key!r} is another in a second call with the same inputs")
-
-
-def outputs(name: str, graph: Graph) -> dict[str, AnyArray]:
-    """What the module itself gives for the example inputs. Raises `ExportError` where the recipe says otherwise."""
-    try:
-        with torch.no_grad():
-            found = graph.module(**graph.inputs)
-    except Exception as error:
-        raise ExportError(
-            f"{name}: fails with its example inputs: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-    found = found if isinstance(found, tuple | list) else (found,)
-    if len(found) != len(graph.outputs) or not all(isinstance(each, torch.Tensor) for each in found):
-        kinds = ", ".join(type(each).__name__ for each in found)
-        wanted = ", ".join(graph.outputs)
-        raise ExportError(f"{name}: forward gives {kinds}, wanted {len(graph.outputs)} tensors: {wanted}")
-    return {key: each.numpy() for key, each in zip(graph.outputs, found, strict=True)}
-
-
-def golden(graphs: Mapping[str, Graph]) -> Golden:
-    """What the modules themselves give for their example inputs, graph by graph."""
-    arrays: dict[str, AnyArray] = {}
-    for name, graph in graphs.items():
-        arrays |= {f"graph/{name}/0/in/{key}": tensor.numpy() for key, tensor in graph.inputs.items()}
-        arrays |= {f"graph/{name}/0/out/{key}": array for key, array in outputs(name, graph).items()}
-    return Golden(f"the modules themselves, torch {torch.__version__}, fp32 on cpu", arrays, ())
+        sys.path.remove(folder)
+        sys.modules.pop(file.stem, None)
+        if before is not None:
+            sys.modules[file.stem] = before

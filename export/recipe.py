@@ -18,15 +18,19 @@ class Graph:
 
     `inputs` are example inputs; their names are those of `module.forward`'s parameters and of the ONNX inputs.
     `outputs` names what `forward` returns, one tensor or a tuple. `free` names free dimensions of inputs and outputs:
-    {"latents": {0: "batch", 2: "latent_height", 3: "latent_width"}}; an example's free dimension should not be 1.
-    `opset` is that of the ONNX file.
+    {"latents": {0: "batch", 2: "latent_height", 3: "latent_width"}}; without, the first of each is free, "rows". An
+    example's free dimension should not be 1. `opset` is that of the ONNX file.
     """
 
     module: torch.nn.Module
     inputs: Mapping[str, torch.Tensor]
     outputs: tuple[str, ...]
-    free: Mapping[str, Mapping[int, str]]
+    free: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     opset: int = 23
+
+    def __post_init__(self) -> None:
+        if not self.free:
+            object.__setattr__(self, "free", {name: {0: "rows"} for name in (*self.inputs, *self.outputs)})
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class Recipe:
 
     `inputs`, `outputs` and `program` are the manifest's; `graphs` are exported one after the other. `components` are
     the folders of the checkpoint whose weights they hold. `files` are further files by their paths in the bundle, such
-    as tokenizers. `reference` runs the source model itself on seeded inputs; without, each graph is compared with its
-    module on the example inputs.
+    as tokenizers. `reference` runs the source model itself on seeded inputs; without, each graph of one's own recipe is
+    compared with its module on the example inputs.
     `notes` are paragraphs for the model card; `similarity` is the manifest's.
     """
 

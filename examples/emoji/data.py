@@ -39,18 +39,24 @@ def read_packages(pictures: Path, names: Path) -> tuple[list[Emoji], npt.NDArray
     Returns the names and the pictures, uint8 (emoji, 64, 64, 3), composited on white.
     """
     labels = [_labels(names, language) for language in ("en", "zh")]
-    emoji, images = [], []
-    with tarfile.open(pictures) as tar:
-        files = {member.name: member for member in tar.getmembers()}
-        entries: list[dict[str, Any]] = json.load(_open(tar, files["package/emoji.json"]))
-        for entry in sorted(entries, key=lambda entry: int(entry["sort_order"])):
-            if entry["category"] == "Component":  # skin tones and hair, which are no pictures of their own
-                continue
-            english, chinese = (table[entry["unified"].replace("-FE0F", "")] for table in labels)
-            character = "".join(chr(int(point, 16)) for point in entry["unified"].split("-"))
-            emoji.append(Emoji(character, english.lower(), chinese.lower()))
-            images.append(_on_white(_open(tar, files[PICTURES + entry["image"]])))
-    return emoji, np.stack(images)
+    emoji, (codes, images) = [], read_pictures(pictures)
+    for code in codes:
+        english, chinese = (table[code.replace("-FE0F", "")] for table in labels)
+        character = "".join(chr(int(point, 16)) for point in code.split("-"))
+        emoji.append(Emoji(character, english.lower(), chinese.lower()))
+    return emoji, images
+
+
+def read_pictures(package: Path) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    """The emoji without skin tone of `emoji-datasource-google`: code points such as "1F1E6-1F1E8", and the pictures."""
+    with tarfile.open(package) as tar:  # read in its own order: to go back in it is to unpack it again
+        wanted = (member for member in tar if member.name.startswith((PICTURES, "package/emoji.json")))
+        files = {member.name: _open(tar, member).read() for member in wanted}
+    entries: list[dict[str, Any]] = json.loads(files["package/emoji.json"])
+    entries.sort(key=lambda entry: int(entry["sort_order"]))
+    shown = [entry for entry in entries if entry["category"] != "Component"]  # which are skin tones and hair
+    images = [_on_white(io.BytesIO(files[PICTURES + entry["image"]])) for entry in shown]
+    return [entry["unified"] for entry in shown], np.stack(images)
 
 
 def spellings(name: str) -> list[str]:

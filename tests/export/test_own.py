@@ -92,22 +92,15 @@ def test_a_recipe_becomes_a_bundle(tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[str, str, str]] = {  # what stands in the file, what instead, what is said
     "no such function": ("def recipe", "def another", r"my_model\.py: has no function 'recipe'"),
+    "no function": ("def recipe():", "recipe = 3\ndef another():", r"my_model\.py: has no function 'recipe'"),
     "no recipe": ("    rows = {0", "    return 3\n    rows = {0", r"recipe\(\) gives int, wanted a mmrt\.export"),
     "a file that fails": ("import torch\n", "import torch\n1 / 0\n", "my_model.py, line 3: ZeroDivisionError"),
     "a function that fails": ("    rows = {0", "    1 / 0\n    rows = {0", r"line \d+: ZeroDivisionError"),
-    "training mode": ("Negative().eval()", "Negative()", "negative: it is in training mode: call eval"),
-    "a name that forward has not": ('{"picture": torch.r', '{"image": torch.r', "the recipe gives 'image'"),
-    "an input without a name": ("def forward(self, picture)", "def forward(self, picture, more)", "needs 'more'"),
-    "two outputs": ('("pixels",)', '("pixels", "more")', "forward gives Tensor, wanted 2 tensors: pixels, more"),
-    "no tensor": ("return made.round", "return 3, made.round", "forward gives int, Tensor, wanted 1 tensors: pixels"),
-    "chance": ("return made.round", "made = made * torch.rand(1)\n        return made.round", "'pixels' is another in"),
-    "a wrong example": ("(2, 8, 16, 3)", "(2, 8, 16, 4)", "negative: fails with its example inputs: RuntimeError"),
-    "an if about values": (
-        "return made.round", "made = made * 2 if made.sum() > 0 else made\n        return made.round",
-        "looks at what a tensor holds: use torch.where",
-    ),
-    "a dtype that nobody makes": ("dtype=torch.uint8)}", "dtype=torch.int64)}", r"'picture' is made as uint8"),
-    "float64": (".to(torch.uint8)", ".double()", "'pixels' is DOUBLE, supported are"),
+    "no Python": ("def recipe():", "def recipe(:", r"my_model\.py: SyntaxError: .* line \d+"),
+    "a package that is not there": ("import torch\n", "import torch, torchh\n", "ModuleNotFoundError: No module named"),
+    "a script that ends": ("import torch\n", "import torch\nexit(3)\n", "SystemExit: 3; a script's own work belongs"),
+    "arguments": ("def recipe():", "def recipe(size):", "TypeError: recipe.. missing 1 required positional argument"),
+    "a bad graph": ("Negative().eval()", "Negative()", "negative: it is in training mode: call eval"),
 }  # fmt: skip
 
 
@@ -120,6 +113,19 @@ def test_what_is_wrong_is_said(tmp_path: Path, case: str) -> None:
         exported(tmp_path, f"{file}:recipe")
     assert re.search(message, str(caught.value)), str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"beside.py", "my_model.py"}
+
+
+def test_classes_of_the_file_know_their_module(tmp_path: Path) -> None:
+    """A dataclass whose annotations are texts looks its module up."""
+    model = "from __future__ import annotations\n" + MODEL.replace(
+        "def recipe():",
+        "import dataclasses, typing\n\n\n"
+        "@dataclasses.dataclass\nclass Settings:\n    side: typing.ClassVar[int] = 16\n\n\n"
+        "def recipe():\n    assert Settings().side == 16",
+    )
+    before = dict(sys.modules)
+    Function(write(tmp_path, model), "recipe").recipe()
+    assert sys.modules.get("my_model") is before.get("my_model")
 
 
 def test_no_file(tmp_path: Path) -> None:
