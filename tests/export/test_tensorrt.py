@@ -12,7 +12,6 @@ pytest.importorskip("diffusers")
 
 import mmrt  # noqa: E402
 from mmrt.export.exporter import Progress, export  # noqa: E402
-from mmrt.runtime import manifest as m  # noqa: E402
 from mmrt.runtime import profiles, trust  # noqa: E402
 from mmrt.runtime.bundle import Bundle  # noqa: E402
 from mmrt.runtime.errors import ExportError  # noqa: E402
