@@ -3,6 +3,7 @@
 What a recipe of one's own is made of is here: `mmrt export my_model.py:recipe -o my.mmrt`.
 """
 
+from mmrt.export.generator import generator
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer, target_tokenizer, tokenizer_file
 from mmrt.runtime.manifest import (
@@ -54,6 +55,7 @@ __all__ = [
     "TextOutput",
     "Tokenize",
     "VectorOutput",
+    "generator",
     "source_tokenizer",
     "target_tokenizer",
     "tokenizer_file",

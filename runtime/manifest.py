@@ -163,6 +163,7 @@ class Choice(_Struct, frozen=True, tag="choice", tag_field="kind"):
     """One of a few names; `tokens` are the ids that stand for them in a tokenized text or a prompt.
 
     In a prompt, `silent` is the name that no token stands for, and for `detected` it is the most likely of `tokens`.
+    With `array`, the id goes into graphs as int64 (1,): a class, for instance.
     """
 
     default: str
@@ -170,6 +171,7 @@ class Choice(_Struct, frozen=True, tag="choice", tag_field="kind"):
     tokens: dict[Label, TokenId] = {}
     silent: Label | None = None
     detected: Label | None = None
+    array: Name | None = None
 
 
 class Size(_Struct, frozen=True, tag="size", tag_field="kind"):

@@ -243,6 +243,12 @@ class _Check:
                     without = {name for name in (value.silent, value.detected) if name is not None}
                     complete = set(value.tokens) == set(value.choices) - without if value.tokens else not without
                     self._require(complete, f"{where}.tokens", "a choice with tokens has one for each of its names")
+                    if value.array is not None:
+                        certain = bool(value.tokens) and not without
+                        self._require(
+                            certain, f"{where}.array", "a choice that goes into graphs has a token for each name"
+                        )
+                        self._make(value.array, _Shape("int64", (None,)), f"{where}.array")
                 case Size():
                     legal = all(side % value.multiple == 0 and side <= value.max for side in value.default)
                     self._require(legal, where, f"default {value.default} is not a legal size")

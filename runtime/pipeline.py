@@ -142,6 +142,8 @@ class Pipeline:
                 rows = distinct(values[name])
                 numbers = np.array(list(dict.fromkeys(values[name])), manifest.NUMBERS[type(spec)])
                 run.put(spec.array, numbers, rows)
+            if isinstance(spec, manifest.Choice) and spec.array is not None:
+                run.put(spec.array, np.array([run.request.chosen[name]]), np.zeros(run.request.batch, np.int64))
             if isinstance(spec, manifest.Audio) and run.request.given(name):
                 rows = distinct(map(id, values[name]))
                 recordings = [values[name][index] for index in np.unique(rows, return_index=True)[1]]

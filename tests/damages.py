@@ -472,6 +472,18 @@ MANIFEST_DAMAGES = {
         ),
         "an image has `fit` or `patches`, not both",
     ),
+    "a class without a number": Damage(
+        field("inputs", "label", value={"kind": "choice", "default": "a", "choices": ["a"], "array": "labels"}),
+        "a choice that goes into graphs has a token for each name",
+    ),
+    "a class that is also noise": Damage(
+        field(
+            "inputs",
+            "label",
+            value={"kind": "choice", "default": "a", "choices": ["a"], "tokens": {"a": 0}, "array": "prompt_ids"},
+        ),
+        "'prompt_ids' is made twice",
+    ),
     "patches for pixels": Damage(
         field("inputs", "image", "patches", value={"size": 8, "most": 4, "resample": "box", "shapes": "shapes"}),
         "'image_pixels' is made as uint8(?, 4, 192)",
