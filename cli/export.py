@@ -14,7 +14,7 @@ from mmrt.runtime.errors import ExportError
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, NAME.mmrt.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option("--precision", default="fp32", show_default=True, help="Of the graphs' variants: fp32 or fp32,fp16.")
 @click.option(
     "--target",
     "targets",

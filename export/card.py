@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrt.runtime.manifest import Audio, File, Image, Input, Manifest, Size, VectorOutput
+from mmrt.runtime.manifest import Audio, File, Image, Input, Island, Manifest, Size, VectorOutput
 from mmrt.runtime.receipt import Check
 
 
@@ -20,7 +20,7 @@ def model_card(
         f"    mmrt {command} {manifest.name}.mmrt {_request(manifest)}\n    mmrt verify {manifest.name}.mmrt",
         *notes,
         "## Inputs\n\n" + "\n".join(f"- `{name}`: {_describe(value)}" for name, value in manifest.inputs.items()),
-        "## Graphs\n\n" + _graphs(manifest, sizes),
+        "## Graphs\n\n" + _graphs(manifest, sizes) + _islands(manifest),
         f"## Receipts\n\nMeasured at export against {reference}.\n\n" + _receipts(checks),
         f"## Licence\n\n{source.licence or 'The checkpoint names none.'}",
         "## Made with\n\n" + ", ".join(f"{name} {version}" for name, version in source.versions.items()),
@@ -52,15 +52,37 @@ def _graphs(manifest: Manifest, sizes: dict[str, File]) -> str:
     rows = ["| graph | precision | engine | MB |", "|---|---|---|---|"]
     for name, graph in manifest.graphs.items():
         for variant in graph.variants:
-            size = sum(file.bytes for path, file in sizes.items() if path.startswith(variant.file)) / 1e6
+            size = sum(sizes[path].bytes for path in (variant.file, f"{variant.file}.data") if path in sizes) / 1e6
             rows.append(f"| {name} | {variant.precision} | {variant.engine} | {size:.1f} |")
     return "\n".join(rows)
 
 
+def _islands(manifest: Manifest) -> str:
+    """What of the graphs in fp16 is in fp32, and why."""
+    rows = [
+        f"| {name} | {island.node} | {island.op} | {island.reason} | {_range(island)} |"
+        for name, graph in manifest.graphs.items()
+        for variant in graph.variants
+        for island in variant.islands
+    ]
+    if not rows:
+        return ""
+    head = "In fp16, these operators stay in fp32, with the range of what they were seen to write:"
+    return "\n\n" + "\n".join(
+        [f"{head}\n", "| graph | node | operator | reason | range |", "|---|---|---|---|---|", *rows]
+    )
+
+
+def _range(island: Island) -> str:
+    return f"{island.range[0]:.4g} to {island.range[1]:.4g}" if island.range else ""
+
+
 def _receipts(checks: Sequence[Check]) -> str:
-    rows = ["| what | largest error | relative error | PSNR (dB) | wanted |", "|---|---|---|---|---|"]
+    rows = ["| what | precision | largest error | relative error | PSNR (dB) | wanted |", "|---|---|---|---|---|---|"]
     for check in checks:
         relative = "" if check.relative_error is None else f"{check.relative_error:.1e}"
         psnr = "" if check.psnr is None else f"{check.psnr:.1f}"
-        rows.append(f"| {check.what} | {check.max_error:.1e} | {relative} | {psnr} | {check.wanted} |")
+        rows.append(
+            f"| {check.what} | {check.precision} | {check.max_error:.1e} | {relative} | {psnr} | {check.wanted} |"
+        )
     return "\n".join(rows)

@@ -9,13 +9,15 @@ import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
-from mmrt.export import families, own, tensorrt, trial, writer
+from mmrt.export import families, own, precision, tensorrt, trial, writer
+from mmrt.export.calibration import Recorder
 from mmrt.export.card import model_card
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.graph import write_onnx
@@ -39,9 +41,11 @@ _DOES = {
     "load": "reads and checks",
     "reference": "runs the source model",
     "graph": "makes the graph",
+    "precision": "puts into fp16",
     "engine": "builds the engine",
     "verify": "replays the receipts",
 }
+PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Progress:
     """A step begins, is done to a `share`, or has ended after `seconds`: `stage` is the kind of work, `name` what it is
     about."""
 
-    stage: Literal["load", "reference", "graph", "engine", "verify"]
+    stage: Literal["load", "reference", "graph", "precision", "engine", "verify"]
     name: str
     seconds: float | None = None
     share: float | None = None
@@ -73,17 +77,19 @@ def export(
     That is a folder, a `dalle.pt`, a recipe of one's own, or FILE.py:FUNCTION, which is run and returns one. Nothing is
     at `output` before the last step has succeeded, and leaving the loop undoes all. Raises `ExportError`.
 
-    `targets` are what the bundle is for: with tensorrt-rtx it has engines, for the sizes that `shapes` asks for;
-    without any other target it has no other graphs.
+    `precision` names those of the graphs' variants: "fp32", or "fp32,fp16"; fp32 is there always. `targets` are what
+    the bundle is for: with tensorrt-rtx it has engines, for the sizes that `shapes` asks for; without any other target
+    it has no other graphs.
     """
-    if precision != "fp32":
-        raise ExportError(f"precision is {precision!r}, supported is 'fp32'; fp16 comes with a later version of mmrt")
+    precisions = [each.strip() for each in precision.split(",")]
+    if strange := [each for each in precisions if each not in PRECISIONS]:
+        raise ExportError(f"precision is {strange[0]!r}, supported are {', '.join(PRECISIONS)}")
     if not targets or {*targets} - TARGETS:
         given = ", ".join(map(repr, targets)) or "nothing"
         raise ExportError(f"targets are {', '.join(sorted(TARGETS))}, in any number but none; {given} is given")
     target = Path(output)
     writer.check_free(Path(os.path.abspath(target)), overwrite)
-    return _export(_origin(checkpoint), target, overwrite, frozenset(targets), shapes)
+    return _export(_origin(checkpoint), target, overwrite, "fp16" in precisions, frozenset(targets), shapes)
 
 
 class _Origin(NamedTuple):
@@ -114,15 +120,20 @@ def _own(recipe: Recipe) -> Recipe:
 
 
 def _export(
-    source: _Origin, target: Path, overwrite: bool, targets: frozenset[str], shapes: profiles.Asked
+    source: _Origin, target: Path, overwrite: bool, half: bool, targets: frozenset[str], shapes: profiles.Asked
 ) -> Iterator[Progress]:
     library = tensorrt.library() if RTX in targets else None  # before anything else is done for nothing
     with writer.staging(target, overwrite) as folder:
         draft, notes = yield from _write(source, target, folder)
         gc.collect()  # torch's copy of the weights
+        loaded = pipeline.load(folder, device="cpu", precision="fp32")
+        loaded.engines = recorder = Recorder(loaded.engines)
+        checks = yield from _timed("verify", "", lambda: _replay(loaded))
+        if half:
+            draft = yield from _halve(folder, draft, recorder)
+            checks += yield from _timed("verify", "in fp16", lambda: _replay_half(folder, draft))
         if library is not None:
             draft = yield from _build(folder, draft, library, shapes)
-        checks = yield from _timed("verify", "", lambda: _replay(folder))
         if targets == {RTX}:
             draft = tensorrt.without_onnx(folder, draft)
         _finish(folder, draft, checks, notes)
@@ -154,6 +165,36 @@ def _shares(work: Generator[Building, None, T]) -> Generator[Progress, None, T]:
             result: T = end.value
             return result
         yield Progress("engine", building.graph, share=building.share)
+
+
+def _halve(folder: Path, draft: m.Manifest, recorder: Recorder) -> Generator[Progress, None, m.Manifest]:
+    """Add variants in fp16 to the bundle, and to its manifest."""
+    carried, graphs = draft.carried(), dict(draft.graphs)
+    for name, graph in draft.graphs.items():
+        calls = recorder.calls[name].kept
+        work = partial(precision.halve, name, graph, folder, calls, carried)
+        if (variant := (yield from _timed("precision", name, work))) is not None:
+            graphs[name] = msgspec.structs.replace(graph, variants=(*graph.variants, variant))
+        gc.collect()
+    if graphs == draft.graphs:
+        raise ExportError("no graph has anything to do in fp16: export it in fp32 alone")
+    draft = msgspec.structs.replace(draft, graphs=graphs, files=writer.list_files(folder))
+    _write_manifest(folder, draft)
+    return draft
+
+
+def _replay_half(folder: Path, draft: m.Manifest) -> tuple[Check, ...]:
+    """The receipts in fp16: as this machine's engine runs it, and with every step rounded, as a GPU does."""
+    loaded = pipeline.load(folder, device="cpu", precision="fp16")
+    checks = _replay(loaded)
+    loaded.engines = {
+        name: precision.rounded_engine(name, draft.graphs[name].of(variant), folder / variant.file)
+        if variant.precision == "fp16"
+        else loaded.engines[name]
+        for name, variant in loaded.variants.items()
+    }
+    strict = _replay(loaded)
+    return checks + tuple(msgspec.structs.replace(check, what=f"{check.what}, every step rounded") for check in strict)
 
 
 def _write(
@@ -233,16 +274,17 @@ def _manifest(source: _Origin, recipe: Recipe, graphs: dict[str, m.Graph], name:
     )
 
 
-def _replay(folder: Path) -> tuple[Check, ...]:
-    """The receipts, as this machine's engine gives them. Raises `ExportError` with the first that fails."""
+def _replay(loaded: pipeline.Pipeline) -> tuple[Check, ...]:
+    """The receipts, as its engines give them. Raises `ExportError` with the first that fails."""
     with quiet():  # the golden prompts may be too long for a small tokenizer
-        checks = tuple(replay(pipeline.load(folder, device="cpu")))
+        checks = tuple(replay(loaded))
     for check in checks:
         if not check.passed:
             figures = {"relative error": check.relative_error, "PSNR": check.psnr, "largest error": check.max_error}
             found = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
             raise ExportError(
-                f"the bundle does not give what the source model gives: {check.what}: {found}, wanted {check.wanted}"
+                f"the bundle does not give what the source model gives: {check.what} ({check.precision}): {found}, "
+                f"wanted {check.wanted}"
             )
     return checks
 

@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {  # requests, in the manifest's words
     "beams": {"beams": 4, "temperature": 0.0, "max_new_tokens": 12},
 }
 _CAPACITY = 64
+_CLEAR = 1e4  # a choice among one
 
 
 def reference(
@@ -90,6 +91,7 @@ def _run(
                 do_sample=False,
                 return_dict_in_generate=True,
                 output_logits=case["beams"] == 1,
+                output_scores=case["beams"] == 1,
             )
         if case["beams"] == 1:  # the first case, which shows the prompt's length
             start = found.sequences.shape[1] - len(found.logits)
@@ -97,9 +99,17 @@ def _run(
         arrays |= {f"run/{name}/in/{key}": array for key, array in given.items()}
         cases.append(Case(name=name, request={**request, **case}))
         if case["beams"] == 1:
+            arrays[f"run/{name}/margin/sequences"] = margins(found)
             arrays |= calls(found, start)
     source = f"transformers {transformers.__version__}, torch {torch.__version__}, fp32 on cpu"
     return Golden(source, arrays, tuple(cases))
+
+
+def margins(found: Any) -> AnyArray:
+    """float32 (rows, new tokens): how far the best score was above the second, in standard deviations of the logits."""
+    best = torch.stack([step.topk(2).values for step in found.scores], dim=1)
+    spread = torch.stack([step.std(dim=-1) for step in found.logits], dim=1)
+    return _array(((best[..., 0] - best[..., 1]) / spread).nan_to_num(nan=_CLEAR).clamp(max=_CLEAR))
 
 
 def _calls(found: Any, start: int, encoder_inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:

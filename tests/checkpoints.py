@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+
+from mmrt.runtime import manifest as m
+from mmrt.runtime.bundle import Bundle
 
 PROMPTS = ["a red heart", "the blue car drives home", "a green tree by the red house"]
 SD1: dict[str, Any] = {
@@ -160,4 +166,29 @@ def export_bundle(checkpoint: Path, output: Path) -> Path:
 
     for _ in export(checkpoint, output):
         pass
+    return output
+
+
+@contextmanager
+def graphs_of(bundle: Path) -> Iterator[None]:
+    """Exports without torch's slow part: their graphs in fp32 are taken from a bundle that there is."""
+    from mmrt.export import exporter
+
+    def copy(folder: Path, name: str, graph: object) -> m.Graph:
+        found = Bundle(bundle).manifest.graphs[name]
+        shutil.copy(bundle / found.variants[0].file, folder / "graphs")
+        return msgspec.structs.replace(found, variants=found.variants[:1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "_write_graph", copy)
+        yield
+
+
+def export_half(checkpoint: Path, bundle: Path, output: Path) -> Path:
+    """Export in fp32 and fp16, with the graphs of a bundle of the checkpoint."""
+    from mmrt.export.exporter import export
+
+    with graphs_of(bundle):
+        for _ in export(checkpoint, output, precision="fp32,fp16"):
+            pass
     return output

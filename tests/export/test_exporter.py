@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,14 @@ pytest.importorskip("diffusers")
 
 import diffusers
 import torch
-from checkpoints import SD1, save_checkpoint
+from checkpoints import SD1, export_half, graphs_of, save_checkpoint
 
 import mmrt
-from mmrt.export import exporter
 from mmrt.export.exporter import Progress, export
 from mmrt.export.families.stable_diffusion import GuidedDenoiser
 from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import Bundle
-from mmrt.runtime.receipt import read_receipt
+from mmrt.runtime.receipt import read_receipt, replay
 
 
 @pytest.fixture(params=["sd1", "sd2"])
@@ -96,15 +96,10 @@ def test_it_makes_the_pictures_of_diffusers(sd1_bundle: Path, sd1_checkpoint: Pa
 
 
 @pytest.fixture
-def quick(sd1_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(sd1_bundle: Path) -> Iterator[None]:
     """An export without torch's slow part: graphs are taken from the bundle that there is."""
-
-    def copy(folder: Path, name: str, graph: object) -> m.Graph:
-        found = Bundle(sd1_bundle).manifest.graphs[name]
-        shutil.copy(sd1_bundle / found.variants[0].file, folder / "graphs")
-        return found
-
-    monkeypatch.setattr(exporter, "_write_graph", copy)
+    with graphs_of(sd1_bundle):
+        yield
 
 
 @pytest.mark.usefixtures("quick")
@@ -138,9 +133,74 @@ def test_leaving_the_loop_undoes_all(sd1_checkpoint: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_precisions_are_for_later(sd1_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(mmrt.ExportError, match="fp16"):
-        export(sd1_checkpoint, tmp_path / "x.mmrt", precision="fp16")
+def test_a_precision_that_there_is_not_is_refused_at_once(sd1_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(mmrt.ExportError, match="precision is 'int8', supported are fp32, fp16"):
+        export(sd1_checkpoint, tmp_path / "x.mmrt", precision="fp32,int8")
+
+
+# ---------------------------------------------------------------- in fp16
+
+
+@pytest.fixture(scope="module")
+def half_bundle(sd1_checkpoint: Path, sd1_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_half(sd1_checkpoint, sd1_bundle, tmp_path_factory.mktemp("half") / "sd1.mmrt")
+
+
+def test_every_graph_is_there_in_fp16_too(half_bundle: Path) -> None:
+    manifest = Bundle(half_bundle).manifest
+    for name, graph in manifest.graphs.items():
+        assert [variant.precision for variant in graph.variants] == ["fp32", "fp16"]
+        whole, half = ((half_bundle / variant.file).stat().st_size for variant in graph.variants)
+        assert half < 0.75 * whole, name
+    denoiser = manifest.graphs["denoiser"]
+    assert denoiser.variants[1].dtypes == {"context": "float16"}
+    assert {island.op for island in denoiser.variants[1].islands} >= {"Sin", "Cos"}
+    assert {island.reason for island in denoiser.variants[1].islands} <= {"rounding", "accumulation", "between"}
+    assert sorted(path.name for path in (half_bundle / "graphs").iterdir()) == sorted(
+        f"{name}.{precision}.onnx" for name in manifest.graphs for precision in ("fp32", "fp16")
+    )
+
+
+def test_its_receipt_has_both_precisions_and_how_a_gpu_rounds(half_bundle: Path) -> None:
+    checks = read_receipt(Bundle(half_bundle)).checks
+    assert all(check.passed for check in checks)
+    plain = [check.what for check in checks if check.precision == "fp32"]
+    assert [check.what for check in checks if check.precision == "fp16"] == [
+        *plain,
+        *(f"{what}, every step rounded" for what in plain),
+    ]
+    strict = [check for check in checks if check.what == "guided: latents, every step rounded"]
+    assert strict[0].relative_error is not None
+    assert 1e-4 < strict[0].relative_error < 2e-2  # it was rounded indeed
+    card = (half_bundle / "README.md").read_text(encoding="utf-8")
+    assert "| denoiser | fp16 | onnx |" in card
+    assert "| Sin | accumulation | -" in card
+
+
+def test_a_cpu_takes_fp32_unless_it_is_told(half_bundle: Path) -> None:
+    whole, half = mmrt.load(half_bundle), mmrt.load(half_bundle, precision="fp16")
+    assert set(whole.describe().values()) == {"onnx fp32 on cpu"}
+    assert set(half.describe().values()) == {"onnx fp16 on cpu"}
+    pictures = [np.asarray(each.generate("a green tree", steps=4, seed=3).image, float) for each in (whole, half)]
+    assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 0.5
+    checks = list(replay(half))
+    assert all(check.passed for check in checks)
+    assert {check.precision for check in checks} == {"fp16"}
+    assert min(check.psnr for check in checks if check.psnr is not None) > 35
+
+
+@pytest.mark.parametrize("without", ["text_encoder", "denoiser"])
+def test_graphs_of_different_precisions_work_together(half_bundle: Path, without: str, tmp_path: Path) -> None:
+    """The context is float16 on one side alone."""
+    bundle = Path(shutil.copytree(half_bundle, tmp_path / "x.mmrt"))
+    document = json.loads((bundle / "manifest.json").read_text())
+    variant = document["graphs"][without]["variants"].pop()
+    (bundle / variant["file"]).unlink()
+    del document["files"][variant["file"]]
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    pipeline = mmrt.load(bundle, precision="fp16")
+    assert pipeline.describe()[without] == "onnx fp32 on cpu"
+    assert all(check.passed for check in replay(pipeline))
 
 
 def test_an_existing_target_is_refused_at_once(sd1_checkpoint: Path, sd1_bundle: Path) -> None:

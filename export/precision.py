@@ -1,0 +1,294 @@
+"""fp16 variants: what of a graph would come out wrong in fp16 is found by measuring, and stays in fp32.
+
+A graph's calibration calls go through its fp32 form, with probes inside (`measure`). What these say decides which nodes
+stay (`_Plan`), `casts` does the rest, and the result is compared with what fp32 gave, every step rounded to fp16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from mmrt.export import casts
+from mmrt.export.casts import ANY, constant, is_float
+from mmrt.export.graph import EMBEDDED
+from mmrt.export.measure import Measured, losses, measure, session, written
+from mmrt.runtime import manifest as m
+from mmrt.runtime.arrays import AnyArray, fitted
+from mmrt.runtime.engines.onnx import OnnxEngine
+from mmrt.runtime.errors import ExportError
+from mmrt.runtime.receipt import TOLERANCES, compare
+
+LARGEST = 65504 / 4  # other inputs may make four times what these did
+LOSS = 2**-7  # relative L2 error that one node may make: 16 times that of one rounding
+_SHARE = 0.5  # of the tolerance of the receipts, for a graph alone
+_MASKED = -LARGEST / 2  # what a mask adds to what is not to be seen, instead of numbers that fp16 does not have
+_ACCUMULATING = frozenset({
+    "AveragePool", "Cos", "CumSum", "DFT", "Einsum", "GRU", "GlobalAveragePool", "GlobalLpPool",
+    "InstanceNormalization", "LRN", "LSTM", "LogSoftmax", "LpNormalization", "LpPool", "MeanVarianceNormalization",
+    "MelWeightMatrix", "RNN", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "STFT", "Sin", "Softmax", "Tan",
+})  # fmt: skip
+_HEAVY = frozenset({
+    "Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Gemm", "GroupNormalization",
+    "LayerNormalization", "MatMul", "RMSNormalization", "RotaryEmbedding",
+})  # fmt: skip
+
+
+def halve(
+    name: str, graph: m.Graph, bundle: Path, calls: Sequence[Mapping[str, AnyArray]], carried: Collection[str]
+) -> m.Variant | None:
+    """Write graphs/NAME.fp16.onnx into the bundle; None for a graph of which nothing is worth it.
+
+    calls: inputs for its fp32 variant. carried: arrays that are to be float16 at its borders, if they can be. Raises
+    `ExportError` where fp16 cannot give what fp32 does.
+    """
+    source = bundle / graph.variants[0].file
+    target = bundle / f"graphs/{name}.fp16.onnx"
+    if not calls:
+        raise ExportError(f"{name}: no receipt runs this graph, so what fp16 does to it is not known")
+    if not any(array.dtype == "float32" for array in (graph.inputs | graph.outputs).values()):
+        return None
+    saturated = _can_saturate(source, calls)
+    model = _load(source, saturated)
+    found = measure(_load(source, saturated), source, calls)
+    plan = _Plan(model, found, {each for each in carried if each in graph.inputs or each in graph.outputs})
+    plan.decide()
+    doubtful = sorted(found.errors.keys() - plan.reasons.keys(), key=lambda node: -found.errors[node])
+    for count in _doubling(len(doubtful)):
+        plan.keep(doubtful[:count])
+        if not plan.worthwhile():
+            target.unlink(missing_ok=True)
+            target.with_name(f"{target.name}.data").unlink(missing_ok=True)
+            return None
+        _write(_load(source, saturated), plan, target)
+        variant = m.Variant(
+            engine="onnx",
+            precision="fp16",
+            file=f"graphs/{target.name}",
+            dtypes=dict.fromkeys(sorted(plan.borders), "float16"),
+            islands=tuple(plan.islands()),
+        )
+        worst = _worst(rounded_engine(name, graph.of(variant), target), graph, calls, found.outputs)
+        if worst is None:
+            return variant
+    raise ExportError(f"{name}: in fp16 {worst}")
+
+
+def rounded_engine(name: str, spec: m.Graph, file: Path) -> OnnxEngine:
+    """An fp16 graph on the CPU with every result rounded to fp16, as where operators are: see `casts.rounded`."""
+    model = casts.load(str(file))
+    casts.rounded(model)
+    with written(model, file, "rounded") as path:
+        return OnnxEngine(name, spec, path)
+
+
+def _load(source: Path, saturated: bool) -> ir.Model:
+    model = casts.load(str(source))
+    if saturated:
+        _saturate(model)
+    return model
+
+
+def _saturate(model: ir.Model) -> bool:
+    """Bring constants that are below all of fp16's, which masks are made of, into its range; whether there are any."""
+    found = False
+    for value in model.graph.initializers.values():
+        if is_float(value) and value.const_value.size <= 2**20:
+            array = value.const_value.numpy()
+            if array.size and array.min() < -LARGEST:
+                value.const_value = ir.tensor(np.maximum(array, np.float32(_MASKED)), name=value.name)
+                found = True
+    return found
+
+
+def _can_saturate(source: Path, calls: Sequence[Mapping[str, AnyArray]]) -> bool:
+    """Whether there are such constants, and the graph gives the same with them in fp16's range."""
+    model = casts.load(str(source))
+    if not _saturate(model):
+        return False
+    borders = [[value.name for value in each] for each in (model.graph.inputs, model.graph.outputs)]
+    with written(model, source, "saturated") as file:
+        wanted, found = (_outputs(path, borders, calls) for path in (source, file))
+    return all(
+        compare("", ours[each], theirs[each], "fp32").passed
+        for ours, theirs in zip(found, wanted, strict=True)
+        for each in ours
+    )
+
+
+def _outputs(
+    file: Path, borders: list[list[str]], calls: Sequence[Mapping[str, AnyArray]]
+) -> list[dict[str, AnyArray]]:
+    runner = session(file)
+    return [dict(zip(borders[1], runner.run(None, {n: call[n] for n in borders[0]}), strict=True)) for call in calls]
+
+
+def _write(model: ir.Model, plan: _Plan, target: Path) -> None:
+    casts.to_half(model, plan.reasons.keys(), plan.borders)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    ir.save(model, target, external_data=f"{target.name}.data" if size > EMBEDDED else None)
+
+
+def _doubling(most: int) -> Iterator[int]:
+    """0, 1, 2, 4, ... and the most."""
+    count = 0
+    while count < most:
+        yield count
+        count = 2 * count or 1
+    yield most
+
+
+def _worst(
+    engine: OnnxEngine, graph: m.Graph, calls: Sequence[Mapping[str, AnyArray]], wanted: Sequence[dict[str, AnyArray]]
+) -> str | None:
+    """The output that is furthest from what fp32 gave, if one is too far."""
+    tolerance = TOLERANCES["fp16"]
+    found: dict[str, float] = {}
+    for call, golden in zip(calls, wanted, strict=True):
+        outputs = fitted(engine.run(fitted(call, engine.inputs)), graph.outputs)
+        for name, array in outputs.items():
+            check = compare(name, array, golden[name], "fp16")
+            if check.psnr is not None:
+                share = (tolerance.psnr - 20 * math.log10(_SHARE)) / max(check.psnr, 1e-9)
+            elif check.relative_error is not None:
+                share = check.relative_error / (_SHARE * tolerance.relative)
+                if math.isnan(share) or not np.isfinite(array).all():
+                    share = math.inf
+            else:
+                share = 0.0 if check.passed else math.inf
+            found[name] = max(share, found.get(name, 0.0))
+    name = max(found, key=lambda each: found[each])
+    return f"{name!r} is {found[name]:.3g} times as far from fp32 as it may be" if found[name] > 1 else None
+
+
+class _Plan:
+    """Which nodes stay in fp32, and why; and which arrays are float16 at the graph's borders."""
+
+    def __init__(self, model: ir.Model, found: Measured, carried: set[str]) -> None:
+        self.graph, self.found = model.graph, found
+        self.version = model.graph.opset_imports[""]
+        self.nodes = {node.name: node for node in model.graph}
+        self.reasons: dict[str, m.Reason] = {}
+        self.borders = carried
+
+    def decide(self) -> None:
+        """By all that was measured of values and nodes."""
+        weights = [value for value in self.graph.initializers.values() if is_float(value)]
+        weight_losses = losses(weights)
+        for node in self.nodes.values():
+            if self._floats(node) and not casts.can_be_half(node, self.version):
+                self._stay(node, "unsupported")
+            elif node.op_type in _ACCUMULATING:
+                self._stay(node, "accumulation")
+        for value in self._values():
+            seen = self.found.values.get(value.name)
+            if seen is None or seen.largest > LARGEST:  # what was not seen is not trusted either
+                self._hold(value, "overflow")
+            elif seen.loss > LOSS:
+                self._hold(value, "underflow")
+        for value in weights:
+            if weight_losses[value.name] > LOSS:
+                for node, index in value.uses():
+                    if node.name in self.nodes and casts.takes_half(node, index, self.version):
+                        self._stay(node, "weights")
+        for name, error in self.found.errors.items():
+            if error > LOSS:
+                self._read_exactly(self.nodes[name], "rounding")
+        self._between()
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Let these nodes stay too, and what comes to lie between."""
+        for name in names:
+            self._stay(self.nodes[name], "error")
+        self._between()
+
+    def worthwhile(self) -> bool:
+        """Whether anything heavy is in fp16, or anything at all in a graph with nothing heavy."""
+        half = [
+            node for name, node in self.nodes.items() if name not in self.reasons and any(map(is_float, node.outputs))
+        ]
+        heavy = any(node.op_type in _HEAVY for node in self.nodes.values())
+        return any(node.op_type in _HEAVY or not heavy for node in half)
+
+    def islands(self) -> Iterator[m.Island]:
+        """For the manifest, in the graph's order."""
+        for name, node in self.nodes.items():
+            if name in self.reasons:
+                seen = [self.found.values[v.name] for v in node.outputs if v.name in self.found.values]
+                finite = (
+                    [_finite(min(each.low for each in seen)), _finite(max(each.high for each in seen))] if seen else []
+                )
+                yield m.Island(
+                    node=name[:200],
+                    op=node.op_type,
+                    reason=self.reasons[name],
+                    range=(finite[0], finite[1]) if finite else None,
+                )
+
+    def _floats(self, node: ir.Node) -> bool:
+        return any(is_float(value) for value in (*node.inputs, *node.outputs))
+
+    def _values(self) -> Iterator[ir.Value]:
+        yield from filter(is_float, self.graph.inputs)
+        for node in self.nodes.values():
+            yield from filter(is_float, node.outputs)
+
+    def _stay(self, node: ir.Node, reason: m.Reason) -> None:
+        self.reasons.setdefault(node.name, reason)
+
+    def _hold(self, value: ir.Value, reason: m.Reason) -> None:
+        """A value is never in fp16: who writes it and who reads it stay."""
+        if (producer := value.producer()) is not None:
+            self._stay(producer, reason)
+        for node, _ in value.uses():
+            if node.name in self.nodes and node.op_type not in ANY:
+                self._stay(node, reason)
+        self.borders.discard(value.name)
+
+    def _read_exactly(self, node: ir.Node, reason: m.Reason) -> None:
+        """A node stays, and what it reads comes from nodes that stay, back to one that is heavy."""
+        self._stay(node, reason)
+        for value in node.inputs:
+            producer = value.producer() if is_float(value) else None
+            if producer is None or producer.name in self.reasons:
+                continue
+            if producer.op_type in _HEAVY:
+                self._stay(producer, reason)
+            else:
+                self._read_exactly(producer, reason)
+
+    def _between(self) -> None:
+        """Light nodes that read and write nothing but what stays in fp32 stay as well: that saves the casts."""
+        light = {
+            name
+            for name, node in self.nodes.items()
+            if name not in self.reasons
+            and node.op_type not in _HEAVY
+            and self._floats(node)
+            and (node.op_type not in ANY or is_float(node.outputs[0]))
+        }
+        while leaving := {name for name in light if not self._enclosed(self.nodes[name], light)}:
+            light -= leaving
+        for name in light:
+            self.reasons[name] = "between"
+
+    def _enclosed(self, node: ir.Node, light: Collection[str]) -> bool:
+        def wide(other: ir.Node | None) -> bool:
+            return other is None or other.name in self.reasons or other.name in light
+
+        read = [value for value in node.inputs if is_float(value) and not constant(value)]
+        made = [value for value in node.outputs if is_float(value)]
+        return (
+            all(wide(value.producer()) and value.name not in self.borders for value in read)
+            and all(value.name not in self.borders for value in made)
+            and all(user.op_type in ANY or wide(self.nodes.get(user.name)) for v in made for user, _ in v.uses())
+        )
+
+
+def _finite(number: float) -> float:
+    return float(np.clip(np.nan_to_num(number, nan=0.0), -3.4e38, 3.4e38))
