@@ -211,8 +211,8 @@ def arrays_of(spec: Input) -> tuple[str, ...]:
         case Audio():
             return spec.array, spec.lengths
         case Image():
-            return (spec.array,)
-        case Int() | Float() if spec.array is not None:
+            return (spec.array, spec.patches.shapes) if spec.patches else (spec.array,)
+        case Int() | Float() | Choice() if spec.array is not None:
             return (spec.array,)
     return ()
 

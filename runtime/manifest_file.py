@@ -222,8 +222,7 @@ class _Check:
                 case Image():
                     self._image(value, where)
                     if not value.required:
-                        arrays = [value.array, *([value.patches.shapes] if value.patches else [])]
-                        self.perhaps |= dict.fromkeys(arrays, name)
+                        self.perhaps |= dict.fromkeys(arrays_of(value), name)
                 case Audio():
                     self._make(value.array, _Shape("float32", (None, None)), f"{where}.array")
                     self._make(value.lengths, _Shape("int64", (None,)), f"{where}.lengths")
