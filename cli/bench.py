@@ -27,7 +27,7 @@ pipeline.generate(**options["inputs"]); done = time.time()
 import resource
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"total": done - born, "python": start - born, "import": imported - start, "load": loaded - imported,
-                  "generate": done - loaded, "peak_bytes": peak}))
+                  "generate": done - loaded, "peak_bytes": peak, "device_peak_bytes": pipeline.place.look()}))
 """
 
 
@@ -41,9 +41,7 @@ def bench(
     bundle: Path,
     texts: tuple[str, ...],
     repeat: int,
-    device: str,
-    engine: str,
-    precision: str,
+    loading: dict[str, Any],
     as_json: bool,
     inputs: dict[str, Any],
 ) -> None:
@@ -51,7 +49,7 @@ def bench(
 
     Medians after one warm-up. `mmrt bench BUNDLE --help` also lists the inputs that the bundle takes.
     """
-    options: dict[str, Any] = {"path": str(bundle), "device": device, "engine": engine, "precision": precision}
+    options: dict[str, Any] = {"path": str(bundle), **loading}
     pipeline = load(**options)
     name = positional(pipeline.manifest)
     request = {"seed": 0} | inputs if "seed" in pipeline.manifest.inputs else inputs
@@ -74,10 +72,12 @@ def measure(pipeline: Pipeline, request: dict[str, Any], repeat: int) -> dict[st
     timings = [pipeline.generate(**request).timings for _ in range(repeat)]
     totals = [each["total"] for each in timings]
     graphs = {name: statistics.median(each["graphs"][name] for each in timings) for name in timings[0]["graphs"]}
+    description = pipeline.describe()
     outside = statistics.median(each["total"] - sum(each["graphs"].values()) for each in timings)
     return {
         "bundle": pipeline.manifest.name,
-        "engines": pipeline.describe(),
+        "engines": dict(description.engines),
+        "refused": dict(description.refused),
         "repeat": repeat,
         "total": statistics.median(totals),
         "spread": max(totals) - min(totals),
@@ -111,4 +111,6 @@ def _table(figures: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{name} {cold[name]:.2f}" for name in ("python", "import", "load", "generate"))
     lines.append(f"cold start        {cold['total']:9.2f} s  ({parts})")
     lines.append(f"peak memory       {cold['peak_bytes'] / 1e6:9.0f} MB")
-    return lines
+    if cold["device_peak_bytes"]:
+        lines.append(f"  of the device   {cold['device_peak_bytes'] / 1e6:9.0f} MB")
+    return lines + [f"refused {what}: {why}" for what, why in figures["refused"].items()]

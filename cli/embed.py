@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -37,9 +38,7 @@ def embed(
     images: tuple[Path, ...],
     output: Path | None,
     batch: int,
-    device: str,
-    engine: str,
-    precision: str,
+    loading: dict[str, Any],
 ) -> None:
     """Vectors of each TEXT and of each picture, in this order, all of length 1.
 
@@ -51,7 +50,7 @@ def embed(
     files = list(pictures(images))
     if not texts and not files:
         raise RequestError("nothing is given: texts, or pictures with --image")
-    pipeline = load(bundle, device, engine, precision)
+    pipeline = load(bundle, **loading)
     if not all(isinstance(each, m.VectorOutput) for each in pipeline.manifest.outputs.values()):
         raise RequestError(f"{bundle} makes no vectors: mmrt generate {bundle}")
     made, done, shown = list[Float32](), 0, sys.stderr.isatty()
@@ -105,9 +104,7 @@ def score(
     bundle: Path,
     texts: tuple[str, ...],
     images: tuple[Path, ...],
-    device: str,
-    engine: str,
-    precision: str,
+    loading: dict[str, Any],
     as_json: bool,
 ) -> None:
     """How well each picture fits each TEXT: their vectors' cosine, and the probability of the text among the texts.
@@ -115,7 +112,7 @@ def score(
     With a model that was trained with sigmoids, such as SigLIP, a text's probability is its own.
     """
     files = list(pictures(images))
-    found = scores_of(load(bundle, device, engine, precision), texts, files)
+    found = scores_of(load(bundle, **loading), texts, files)
     rows = []
     for file, similarities, probabilities in zip(files, *found, strict=True):
         order = np.argsort(-similarities, kind="stable")

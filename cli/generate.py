@@ -51,9 +51,7 @@ def generate(
     rank: Path | None,
     keep: int | None,
     preview: bool,
-    device: str,
-    engine: str,
-    precision: str,
+    loading: dict[str, Any],
     as_json: bool,
     quiet: bool,
     inputs: dict[str, Any],
@@ -79,9 +77,9 @@ def generate(
     if output is not None:
         _check_output(output)
     start = time.perf_counter()
-    pipeline = load(bundle, device, engine, precision)
+    pipeline = load(bundle, **loading)
     loaded = time.perf_counter() - start
-    ranker = load(rank, device, engine, precision) if rank else None
+    ranker = load(rank, **loading) if rank else None
     name = positional(pipeline.manifest)
     if texts and name is None:
         raise RequestError(f"{pipeline.manifest.name} takes no text, {texts[0]!r} was given")

@@ -16,20 +16,26 @@ from mmrt.runtime import manifest_file
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import printable
 from mmrt.runtime.media import read_provenance
+from mmrt.runtime.pipeline import load
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--mermaid", is_flag=True, help="The program as a mermaid flowchart.")
+@click.option(
+    "--device", help="Load the bundle on auto, cpu, cuda or cuda:N, and say what runs how and why not better."
+)
 @click.option("--json", "as_json", is_flag=True, help="The manifest, or a picture's provenance, as JSON.")
-def inspect(path: Path, mermaid: bool, as_json: bool) -> None:
+def inspect(path: Path, mermaid: bool, device: str | None, as_json: bool) -> None:
     """Show what a bundle is (a folder), or what made a picture (a file)."""
     if path.is_file():
         provenance = read_provenance(path)
         click.echo(json.dumps(provenance, indent=1, ensure_ascii=False) if as_json else "\n".join(_origin(provenance)))
         return
     bundle = Bundle(path)
-    if as_json:
+    if device is not None:
+        click.echo(load(path, device).describe())
+    elif as_json:
         click.echo(manifest_file.encode(bundle.manifest).decode(), nl=False)
     elif mermaid:
         click.echo("\n".join(flowchart(bundle.manifest)))
@@ -86,7 +92,7 @@ def _bundle(bundle: Bundle) -> list[str]:
         lines += [f"    in   {key:17} {spec}" for key, spec in graph.inputs.items()]
         lines += [f"    out  {key:17} {spec}" for key, spec in graph.outputs.items()]
         for v in graph.variants:
-            lines.append(f"    {v.engine} {v.precision}  {v.file}  {_bytes(_size(manifest, v.file))}")
+            lines.append(f"    {v.engine} {v.precision}  {v.file}  {_bytes(manifest.size(v.file))}")
             if v.dtypes:
                 lines.append(f"      float16 at its border: {_shortened(v.dtypes)}")
             lines += [f"      in fp32 for {reason}: {_shortened(nodes)}" for reason, nodes in islands(v).items()]
@@ -173,10 +179,6 @@ def flowchart(manifest: m.Manifest) -> list[str]:
 def _kind(output: m.Output) -> str:
     kinds = {m.TextOutput: "text", m.ImageOutput: "picture", m.VectorOutput: "vector"}
     return f"{kinds[type(output)]}, from {output.source}"
-
-
-def _size(manifest: m.Manifest, file: str) -> int:
-    return sum(each.bytes for name, each in manifest.files.items() if name == file or name.startswith(f"{file}."))
 
 
 def _bytes(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,9 @@ import click
 
 from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import MANIFEST, Bundle
+from mmrt.runtime.engines import ENGINES
 from mmrt.runtime.errors import BundleError
+from mmrt.runtime.selection import DEVICES
 
 _SHORT = {"negative_prompt": "--negative", "num_images": "-n", "num_texts": "-n"}
 _SHOWN = 20  # choices
@@ -57,14 +60,21 @@ class BundleCommand(click.Command):
 
 
 def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `mmrt.load` that a command takes."""
-    for name, text in (
-        ("precision", "auto, or one that the bundle has."),
-        ("engine", "auto or onnx."),
-        ("device", "auto or cpu."),
-    ):
-        command = click.option(f"--{name}", default="auto", help=text)(command)
-    return command
+    """The options of `mmrt.load` that a command takes: they reach it as the dict `loading`."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **values: Any) -> Any:
+        return command(*args, loading={name: values.pop(name) for name, _, _ in options}, **values)
+
+    options = (
+        ("memory", "full", "full, or low: a stage's graphs are loaded when it comes and let go after it."),
+        ("precision", "auto", "auto, or one that the bundle has."),
+        ("engine", "auto", f"auto, {', '.join(ENGINES)}."),
+        ("device", "auto", f"{DEVICES}."),
+    )
+    for name, default, text in options:
+        gathered = click.option(f"--{name}", default=default, show_default=True, help=text)(gathered)
+    return gathered
 
 
 class InputOption(click.Option):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -17,12 +18,12 @@ from mmrt.runtime.receipt import Check, read_receipt, replay
 @click.argument("bundle", type=click.Path(path_type=Path))
 @load_options
 @click.option("--json", "as_json", is_flag=True, help="The checks as JSON.")
-def verify(bundle: Path, device: str, engine: str, precision: str, as_json: bool) -> None:
+def verify(bundle: Path, loading: dict[str, Any], as_json: bool) -> None:
     """Replay what the source model computed, graph by graph and end to end; exit 1 where it differs.
 
     Every file's hash is checked too.
     """
-    pipeline = load(bundle, device, engine, precision)
+    pipeline = load(bundle, **loading)
     pipeline.bundle.files(pipeline.manifest.files)
     checks = []
     if not as_json:

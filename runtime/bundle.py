@@ -27,6 +27,7 @@ class Bundle:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read the manifest and compare the folder with it. Raises `BundleError`."""
         self.path = Path(path)
+        self._hashed: dict[str, tuple[int, ...]] = {}  # what was hashed, as it was then
         try:
             data = _read_manifest(self.path)
             self.sha256 = hashlib.sha256(data).hexdigest()
@@ -36,14 +37,16 @@ class Bundle:
             raise BundleError(f"{self.path}: cannot be read: {error.strerror}") from None
 
     def files(self, names: Iterable[str]) -> dict[str, Path]:
-        """The paths of files of the bundle, each after its bytes were found to have the listed hash."""
-        paths = {name: self._listed(name) for name in dict.fromkeys(names)}
+        """The paths of files of the bundle, each after its bytes were found to have the listed hash, now or before."""
+        listed = {name: self._listed(name) for name in dict.fromkeys(names)}
+        paths = {name: path for name, path in listed.items() if self._hashed.get(name) != _version(path)}
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             for (name, path), found in zip(paths.items(), pool.map(hash_file, paths.values()), strict=True):
                 wanted = self.manifest.files[name].sha256
                 if found != wanted:
                     raise BundleError(f"{path}: sha256 is {found}, wanted {wanted}: the file is damaged or was changed")
-        return paths
+                self._hashed[name] = _version(path)
+        return listed
 
     def file(self, name: str) -> Path:
         """One file's path, its hash checked."""
@@ -87,6 +90,12 @@ class Bundle:
         strangers = sorted(found.keys() - self.manifest.files.keys())
         if strangers:
             raise BundleError(f"{self.path / strangers[0]}: not listed in the manifest")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or another takes its place."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def hash_file(path: Path) -> str:

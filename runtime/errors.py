@@ -34,5 +34,9 @@ class ExportError(MmrtError):
     """The checkpoint cannot become a bundle: its author or the exporter must act."""
 
 
+class EngineWarning(UserWarning):
+    """This machine does something in a slower way than was hoped for."""
+
+
 class RequestWarning(UserWarning):
     """Something in a request was changed to fit the model, such as a prompt that was cut."""

@@ -534,6 +534,10 @@ class Manifest(_Struct, frozen=True):
         ]
         return found - read - {name for name, array in borders if array.dtype != "float32"}
 
+    def size(self, file: str) -> int:
+        """The bytes of a file and of those that lie beside it, such as an ONNX file's weights."""
+        return sum(each.bytes for name, each in self.files.items() if name == file or name.startswith(f"{file}."))
+
     def text_inputs(self) -> dict[str, Text]:
         """The text inputs that become ids."""
         return {name: value for name, value in self.inputs.items() if isinstance(value, Text) and value.tokenize}

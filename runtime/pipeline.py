@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from mmrt.runtime import manifest, request
-from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.arrays import AnyArray, fitted
 from mmrt.runtime.bundle import Bundle
-from mmrt.runtime.devices import CPU
-from mmrt.runtime.engines import ENGINES, Engine
+from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
+from mmrt.runtime.selection import MEMORIES, Description, Engines, Memory, places, say_once
 from mmrt.runtime.stages import Run, distinct, guided
 from mmrt.runtime.stages.autoregress import autoregress, beams
 from mmrt.runtime.stages.diffuse import diffuse
@@ -27,8 +25,6 @@ from mmrt.runtime.tokenizer import Detokenizer, Tokenizer, blanked
 from mmrt.version import __version__
 
 STAGES: dict[type, Any] = {manifest.Once: once, manifest.Diffuse: diffuse, manifest.Autoregress: autoregress}
-DEVICES = ("cpu",)
-PRECISIONS = {"cpu": ("fp32", "fp16", "int8")}  # by device, fastest first: ONNX Runtime on a CPU casts around fp16
 
 
 def load(
@@ -37,30 +33,39 @@ def load(
     engine: str = "auto",
     precision: str = "auto",
     threads: int = 0,
+    memory: Memory = "full",
 ) -> Pipeline:
-    """Open a bundle and load its graphs.
+    """Open a bundle and load its graphs, on the best that this machine can run; `Pipeline.describe` says what and why.
 
-    device: "auto" or "cpu"; engine: "auto" or "onnx"; precision: "auto", which is the fastest here, "fp32", "fp16" or
-    "int8", for the graphs that have it; threads: how many an operator may use, 0 for one a core. Raises `BundleError`
-    where the bundle is damaged, `EngineError` where this machine cannot run it so.
+    device: "auto", "cpu", "cuda" or "cuda:N"; engine: "auto" or a key of `ENGINES`; precision: "auto", which is the
+    fastest here, "fp32", "fp16" or "int8", for the graphs that have it; threads: how many an operator may use on a CPU,
+    0 for one a core; memory: "low" loads each stage's graphs when it comes and lets them go after it. Raises
+    `BundleError` where the bundle is damaged, `EngineError` where this machine cannot run it so.
     """
-    for name, value, known in (("device", device, DEVICES), ("engine", engine, ENGINES)):
-        if value not in ("auto", *known):
-            raise EngineError(f"{name} {value!r} is not supported; {name}s are auto, {', '.join(known)}")
-    return Pipeline(Bundle(path), precision, threads)
+    if memory not in MEMORIES:
+        raise EngineError(f"memory is {memory!r}, wanted {' or '.join(MEMORIES)}")
+    bundle = Bundle(path)
+    found, refused = places(device, engine)
+    for place in found:
+        try:
+            return Pipeline(bundle, Engines(bundle, place, engine, precision, threads, memory), refused)
+        except EngineError as error:
+            if place is found[-1]:
+                raise
+            refused[place.name] = str(error)
+            say_once(f"does without {place.name}: {error}")
+    raise AssertionError("the last place returns or raises")
 
 
 class Pipeline:
     """A loaded bundle. Immutable, and safe to call from many threads: a request's state lives in its generator."""
 
-    def __init__(self, bundle: Bundle, precision: str = "auto", threads: int = 0) -> None:
-        """Choose a variant of each graph and load what every request needs; the rest is loaded when first asked for."""
+    def __init__(self, bundle: Bundle, engines: Engines, refused: Mapping[str, str]) -> None:
+        """Load what every request needs; the rest is loaded when first asked for. `refused`: places, and why."""
         self.bundle = bundle
         self.manifest = bundle.manifest
-        precisions = _precisions(self.manifest, precision)
-        self.variants = {name: _choose(name, graph, precisions) for name, graph in self.manifest.graphs.items()}
-        engines = _Engines(bundle, self.variants, threads)
         self.engines: Mapping[str, Engine] = engines
+        self.place, self._selected, self._refused = engines.place, engines, refused
         self._tokenizers = {
             ids: Tokenizer(bundle.file(spec.file), spec)
             for text in self.manifest.text_inputs().values()
@@ -97,11 +102,29 @@ class Pipeline:
         run = self._start(request.resolve(self.manifest, inputs))
         for _ in self._run(run):
             pass
-        return run.arrays
+        return {name: run.device.get(array) for name, array in run.arrays.items()}
 
-    def describe(self) -> dict[str, str]:
-        """How each graph runs here."""
-        return {name: f"{variant.engine} {variant.precision} on cpu" for name, variant in self.variants.items()}
+    def call(self, graph: str, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """What one graph makes of arrays, floats being as wide as the graph says; both are NumPy's."""
+        device = self.place.device()
+        with self._selected.lent([graph]):
+            engine = self.engines[graph]
+            given = {name: device.put(array) for name, array in fitted(arrays, engine.inputs).items()}
+            found = {name: device.get(array) for name, array in engine.run(given, device).items()}
+        return fitted(found, self.manifest.graphs[graph].outputs)
+
+    @property
+    def variants(self) -> dict[str, manifest.Variant]:
+        """The variant of each graph that runs here."""
+        return {name: self._selected.variant(name)[1] for name in self._selected}
+
+    def describe(self) -> Description:
+        """How each graph runs here, and what was refused for it."""
+        chosen = {name: self._selected.variant(name) for name in self._selected}
+        engines = {
+            name: f"{backend} {variant.precision} on {self.place}" for name, (backend, variant) in chosen.items()
+        }
+        return Description(engines, {**self._refused, **self._selected.refused})
 
     def _stream(self, request: Request) -> Iterator[Event]:
         run = self._start(request)
@@ -117,12 +140,14 @@ class Pipeline:
         yield Done(Result(outputs, provenance, timings, stopped, run.segments))
 
     def _start(self, request: Request) -> Run:
-        return Run(request, self._detokenizers.get("sequences"))
+        return Run(request, self._detokenizers.get("sequences"), self.place.device())
 
     def _run(self, run: Run) -> Iterator[Event]:
         self._condition(run)
         for stage in self.manifest.program:
-            yield from STAGES[type(stage)](stage, self.engines, run)
+            with self._selected.lent(_graphs(stage, run.request)):
+                yield from STAGES[type(stage)](stage, self.engines, run)
+                self.place.look()
 
     def _condition(self, run: Run) -> None:
         """Pictures, token ids of the distinct texts, and which row takes which; unconditional rows come first."""
@@ -136,21 +161,21 @@ class Pipeline:
                     from mmrt.runtime import media  # pillow is needed for pictures only
 
                     pictures, shapes = media.cut(pictures, spec.patches)
-                    run.put(spec.patches.shapes, shapes, rows)
-                run.put(spec.array, np.stack(pictures), rows)
+                    run.bring(spec.patches.shapes, shapes, rows)
+                run.bring(spec.array, np.stack(pictures), rows)
             if isinstance(spec, manifest.Number) and spec.array is not None:
                 rows = distinct(values[name])
                 numbers = np.array(list(dict.fromkeys(values[name])), manifest.NUMBERS[type(spec)])
-                run.put(spec.array, numbers, rows)
+                run.bring(spec.array, numbers, rows)
             if isinstance(spec, manifest.Choice) and spec.array is not None:
-                run.put(spec.array, np.array([run.request.chosen[name]]), np.zeros(run.request.batch, np.int64))
+                run.bring(spec.array, np.array([run.request.chosen[name]]), np.zeros(run.request.batch, np.int64))
             if isinstance(spec, manifest.Audio) and run.request.given(name):
                 rows = distinct(map(id, values[name]))
                 recordings = [values[name][index] for index in np.unique(rows, return_index=True)[1]]
                 lengths = np.array([len(each) for each in recordings])
                 filled = [np.pad(each, (0, lengths.max() - len(each))) for each in recordings]
-                run.put(spec.array, np.stack(filled), rows)
-                run.put(spec.lengths, lengths, rows)
+                run.bring(spec.array, np.stack(filled), rows)
+                run.bring(spec.lengths, lengths, rows)
         loops = [stage for stage in self.manifest.program if not isinstance(stage, manifest.Once)]
         unconditional = any(guided(stage, run.request) for stage in loops)
         for name, text in self.manifest.text_inputs().items():
@@ -163,9 +188,9 @@ class Pipeline:
                 if tokenize.blank is not None and unconditional and not text.negative:
                     rows = np.concatenate([rows, rows + len(array)])
                     array, mask = np.concatenate([blanked(array, mask, tokenize.blank), array]), np.tile(mask, (2, 1))
-                run.put(ids, array, rows)
+                run.bring(ids, array, rows)
                 if tokenize.mask:
-                    run.put(tokenize.mask, mask, rows)
+                    run.bring(tokenize.mask, mask, rows)
 
     def _finish(self, output: manifest.Output, run: Run) -> list[Any]:
         array = run.device.get(run.arrays[output.source])
@@ -194,65 +219,18 @@ class Pipeline:
             "mmrt": __version__,
             "bundle": {"name": self.manifest.name, "sha256": self.bundle.sha256},
             "request": request.single(self.manifest, index, together),
-            "engines": self.describe(),
+            "engines": dict(self.describe().engines),
         }
 
 
-class _Engines(Mapping[str, Engine]):
-    """Graphs by name, each loaded once, when first asked for."""
-
-    def __init__(self, bundle: Bundle, variants: Mapping[str, manifest.Variant], threads: int) -> None:
-        self._bundle, self._variants, self._threads = bundle, variants, threads
-        self._loaded: dict[str, Engine] = {}
-        self._lock = threading.Lock()
-
-    def load(self, names: list[str]) -> None:
-        """Load several at the same time."""
-        with ThreadPoolExecutor() as pool:
-            self._loaded |= dict(zip(names, pool.map(self._load, names), strict=True))
-
-    def __getitem__(self, name: str) -> Engine:
-        if name not in self._loaded:
-            with self._lock:
-                if name not in self._loaded:
-                    self._loaded[name] = self._load(name)
-        return self._loaded[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variants)
-
-    def __len__(self) -> int:
-        return len(self._variants)
-
-    def _load(self, name: str) -> Engine:
-        variant = self._variants[name]
-        spec = self._bundle.manifest.graphs[name].of(variant)
-        return ENGINES[variant.engine].load(name, spec, variant, self._bundle, CPU, self._threads)
+def _graphs(stage: manifest.Stage, request: Request) -> tuple[str, ...]:
+    """Those that a request asks for in a stage."""
+    if isinstance(stage, manifest.Once):
+        return stage.graphs if stage.when is None or request.given(stage.when) else ()
+    windows = stage.windows if isinstance(stage, manifest.Autoregress) else None
+    return (*stage.graphs, *(windows.graphs if windows else ()))
 
 
 def _always_used(manifest_: manifest.Manifest) -> list[str]:
     conditional = [stage.graphs for stage in manifest_.program if isinstance(stage, manifest.Once) and stage.when]
     return [name for name in manifest_.graphs if not any(name in graphs for graphs in conditional)]
-
-
-def _precisions(manifest_: manifest.Manifest, asked: str, device: str = "cpu") -> tuple[str, ...]:
-    """Those to look for in every graph, best first: what is asked for, else what this device does fastest.
-
-    Graphs of which there is no other variant stay in fp32, which loses nothing.
-    """
-    if asked == "auto":
-        return PRECISIONS[device]
-    offered = {variant.precision: None for graph in manifest_.graphs.values() for variant in graph.variants}
-    if asked not in offered:
-        raise EngineError(f"precision is {asked!r}, {manifest_.name} has {', '.join(offered)}")
-    return asked, "fp32"
-
-
-def _choose(name: str, graph: manifest.Graph, precisions: tuple[str, ...]) -> manifest.Variant:
-    """The variant of the first precision that there is."""
-    for precision in precisions:
-        for variant in graph.variants:
-            if variant.precision == precision and variant.engine in ENGINES:
-                return variant
-    offered = ", ".join(f"{variant.engine} {variant.precision}" for variant in graph.variants)
-    raise EngineError(f"{name}: no variant of precision {' or '.join(precisions)} runs here; the bundle has {offered}")

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from checkpoints import SD1, SD2, export_bundle, save_checkpoint
 
+from mmrt.runtime import selection
+from mmrt.runtime.devices import driver
+
 # A suite that is started in the background ignores SIGINT, and so would the processes that its tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -19,6 +22,15 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
             patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """A GPU of this machine is for the tests marked `gpu`; that the others do without it is not said."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_library", lambda: None)
+        patch.setattr(selection, "_SAID", {"runs on the CPU: no NVIDIA driver is installed"})
         yield
 
 

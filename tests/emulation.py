@@ -46,5 +46,5 @@ def _value(argument: object) -> int:
     if isinstance(argument, np.ndarray):
         assert argument.flags.c_contiguous
         return int(argument.ctypes.data)
-    assert isinstance(argument, np.int32)
+    assert isinstance(argument, np.int32 | int)  # an int is an address
     return int(argument)

@@ -90,12 +90,22 @@ class Place(Protocol):
     def device(self) -> Device:
         """The device for one request. Raises `EngineError`."""
 
+    def look(self) -> int:
+        """The most bytes of its memory that were in use at any time that this was called; 0 without one."""
+
 
 class Cpu:
     """The place that every machine has."""
 
     kind: Kind = "cpu"
     name = "cpu"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def look(self) -> int:
+        """0: its memory is the process's."""
+        return 0
 
     def device(self) -> Device:
         """The module of functions over NumPy arrays."""

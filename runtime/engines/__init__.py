@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mmrt.runtime import manifest
 from mmrt.runtime.devices import Array, Device, Kind, Place, cpu
+from mmrt.runtime.devices.cuda import Gpu
 from mmrt.runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ def load_onnx(
     """ONNX Runtime, imported only when an engine is wanted."""
     file = bundle.onnx_file(variant.file)
     try:
-        from mmrt.runtime.engines.onnx import OnnxEngine
+        from mmrt.runtime.engines import onnx, onnx_cuda
     except ModuleNotFoundError:
         extra = "cuda" if place.kind == "cuda" else "cpu"
         raise EngineError(f"ONNX Runtime is not installed: pip install 'mmrt[{extra}]'") from None
-    return OnnxEngine(graph, spec, file, place, threads)
+    if isinstance(place, Gpu):
+        return onnx_cuda.CudaOnnxEngine(graph, spec, file, place)
+    return onnx.OnnxEngine(graph, spec, file, threads)
 
 
 class Backend(NamedTuple):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import onnxruntime as ort
 
 from mmrt.runtime import manifest
 from mmrt.runtime.arrays import AnyArray, mismatch
-from mmrt.runtime.devices import CPU, Array, Device, Place, cpu
+from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.errors import BundleError, EngineError, RequestError
 
 _DTYPES = {
@@ -24,11 +25,18 @@ _DTYPES = {
 
 
 class OnnxEngine:
-    """A graph in an ONNX Runtime session."""
+    """A graph in an ONNX Runtime session; arrays are NumPy arrays."""
 
-    capturable = False  # it frees what it staged on the host, which a captured graph would read again
+    capturable = False
 
-    def __init__(self, graph: str, spec: manifest.Graph, file: Path, place: Place = CPU, threads: int = 0) -> None:
+    def __init__(
+        self,
+        graph: str,
+        spec: manifest.Graph,
+        file: Path,
+        threads: int = 0,
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
+    ) -> None:
         """`threads` of 0 leaves their number to ONNX Runtime. Raises `EngineError` or `BundleError`."""
         self.graph = graph
         self.inputs: Mapping[str, manifest.Array] = spec.inputs
@@ -37,7 +45,7 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what it would log as errors, its exceptions say
         try:
-            self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(file), options, providers=list(providers))
         except Exception as error:  # its exceptions share no base but this
             raise EngineError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {_line(error)}") from None
         self._compare(file, "input", self._session.get_inputs(), spec.inputs)
@@ -51,8 +59,7 @@ class OnnxEngine:
         except Exception as error:
             raise self._failed(error) from None
         named = dict(zip(self.outputs, outputs, strict=True))
-        if problem := mismatch(self.graph, "output", self.outputs, named, sizes):
-            raise BundleError(f"{problem}, as the manifest says")
+        self._check_outputs(named, sizes)
         return named
 
     def bind(
@@ -60,14 +67,11 @@ class OnnxEngine:
     ) -> tuple[Callable[[], None], dict[str, Array]]:
         """See `Engine.bind`."""
         sizes = self._check(arrays)
-        outputs: dict[str, Array] = {
-            name: into[name]
-            if name in into
-            else device.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
+        outputs = {
+            name: into[name] if name in into else self._output(spec, sizes, device)
             for name, spec in self.outputs.items()
         }
-        if problem := mismatch(self.graph, "output", self.outputs, outputs, sizes):
-            raise BundleError(f"{problem}, as the manifest says")
+        self._check_outputs(outputs, sizes)
         bound: dict[int, ort.OrtValue] = {}  # an array on both sides is one value: that is what "in place" means to it
 
         def value(array: AnyArray) -> ort.OrtValue:
@@ -93,6 +97,13 @@ class OnnxEngine:
         if problem := mismatch(self.graph, "input", self.inputs, arrays, sizes):
             raise RequestError(problem)
         return sizes
+
+    def _output(self, spec: manifest.Array, sizes: Mapping[str, int], device: Device) -> Array:
+        return device.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
+
+    def _check_outputs(self, outputs: Mapping[str, Array], sizes: dict[str, int]) -> None:
+        if problem := mismatch(self.graph, "output", self.outputs, outputs, sizes):
+            raise BundleError(f"{problem}, as the manifest says")
 
     def _failed(self, error: Exception) -> EngineError:
         return EngineError(f"{self.graph}: ONNX Runtime {ort.__version__} failed: {_line(error)}")

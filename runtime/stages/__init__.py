@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrt.runtime.arrays import Float32, Int64
+from mmrt.runtime.arrays import AnyArray, Float32, Int64
 from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.events import Segment
@@ -66,6 +66,10 @@ class Run:
                 f"{name} has {len(array)} rows, wanted {wanted}, one for each distinct value of its inputs"
             )
         self.arrays[name], self.rows[name] = array, rows
+
+    def bring(self, name: str, array: AnyArray, rows: Int64) -> None:
+        """Name a NumPy array, which goes to the device."""
+        self.put(name, self.device.put(array), rows)
 
     def join(self, names: Iterable[str]) -> Int64:
         """Give arrays one row for each distinct combination of theirs; which of these each result takes."""

@@ -36,7 +36,7 @@ def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run:
         if word and (rest := word.finish()):
             yield Token(index, None, rest)
     sequences = _padded([each.tokens for each in run.completions], stage.pad)
-    run.put("sequences", run.device.put(sequences), np.arange(run.request.batch))
+    run.bring("sequences", sequences, np.arange(run.request.batch))
 
 
 def _write(
@@ -98,7 +98,7 @@ def _open_window(windows: manifest.Windows, engines: Mapping[str, Engine], run: 
     for cut, (row, place) in zip(window, dict.fromkeys(cuts), strict=True):
         heard = source[row, :, place : place + windows.size]
         cut[:, : heard.shape[1]] = heard
-    run.put(windows.window, run.device.put(window), distinct(cuts))
+    run.bring(windows.window, window, distinct(cuts))
     for _ in once(manifest.Once(graphs=windows.graphs), engines, run):
         pass
 

@@ -104,6 +104,6 @@ def test_a_picture_that_says_nothing_is_said(mmrt: Mmrt, tmp_path: Path) -> None
 
 
 def test_a_bug_keeps_its_traceback(mmrt: Mmrt, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmrt.cli.verify.load", lambda *_: 1 / 0)
+    monkeypatch.setattr("mmrt.cli.verify.load", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mmrt("verify", handmade)

@@ -345,7 +345,7 @@ def test_timings_are_seconds_of_the_whole_and_of_each_graph(pipeline: Pipeline) 
 
 
 def test_describe_says_how_each_graph_runs(pipeline: Pipeline) -> None:
-    assert pipeline.describe() == dict.fromkeys(bundles.manifest()["graphs"], "onnx fp32 on cpu")
+    assert pipeline.describe().engines == dict.fromkeys(bundles.manifest()["graphs"], "onnx fp32 on cpu")
 
 
 # ---------------------------------------------------------------- texts

@@ -1,0 +1,261 @@
+"""The thin part of NVIDIA's cuda-core that a GPU is driven by: memory, streams, copies, events, kernels and graphs.
+
+Nothing else in mmrt calls CUDA, so this file is what only a machine with a GPU can show, and what the tests put a
+double in the place of. Streams and events are cuda-core's own; pointers are whole numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mmrt.runtime.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    from mmrt.runtime.devices.cuda import Cuda, DeviceArray
+
+_NEEDED = "pip install 'mmrt[cuda]'"
+_OLDEST = 75  # the compute capability that the kernels are compiled for, times ten
+
+
+def expected() -> bool:
+    """Whether this machine looks as if a GPU should be used: it has a driver, or the packages for one."""
+    return _library() is not None or bool(importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.core"))
+
+
+def _library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+def _check(index: int) -> None:
+    """Raises `EngineError` with the first reason why a GPU cannot be used; CUDA's packages are not imported before."""
+    library = _library()
+    if library is None:
+        raise EngineError("no NVIDIA driver is installed")
+    if code := library.cuInit(0):
+        raise EngineError(f"the NVIDIA driver finds no GPU that it can use (cuInit gives {code})")
+    version, count = ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    library.cuDeviceGetCount(ctypes.byref(count))
+    if index >= count.value:
+        raise EngineError(f"there is no GPU {index}: the NVIDIA driver has {count.value}, counted from 0")
+    try:
+        from cuda import bindings, core
+    except ImportError as error:
+        raise EngineError(f"a GPU is here, but {error.name} is not installed: {_NEEDED}") from None
+    wanted = int(bindings.__version__.split(".")[0])
+    if version.value // 1000 < wanted:
+        has = f"{version.value // 1000}.{version.value % 1000 // 10}"
+        raise EngineError(
+            f"the NVIDIA driver is for CUDA {has}, cuda-bindings {bindings.__version__} need one for {wanted} or later"
+        )
+    capability = core.Device(index).compute_capability
+    if 10 * capability.major + capability.minor < _OLDEST:
+        raise EngineError(
+            f"the GPU {core.Device(index).name} has compute capability {capability.major}.{capability.minor}, wanted "
+            f"{_OLDEST // 10}.{_OLDEST % 10} or later"
+        )
+
+
+class Driver:
+    """One GPU. What takes a stream happens in that stream's order, and returns before it is done."""
+
+    def __init__(self, index: int) -> None:
+        """Raises `EngineError` with the reason where this GPU cannot be used."""
+        _check(index)
+        from cuda import core
+        from cuda.bindings import driver as bindings
+
+        self.index = index
+        self._core, self._bindings, self._utils = core, bindings, core.utils
+        self._thread = threading.local()
+        self._device = core.Device(index)
+        self._here()
+        self._memory = core.DeviceMemoryResource(index)  # the GPU's own stream-ordered pool
+        self._pinned = core.LegacyPinnedMemoryResource()
+        self._timed = core.EventOptions(timing_enabled=True)
+        capability = self._device.compute_capability
+        self.name = self._device.name
+        self.capability = capability.major, capability.minor
+        self.max_threads = (
+            self._device.properties.multiprocessor_count * self._device.properties.max_threads_per_multiprocessor
+        )
+
+    def providers(self, stream: Any) -> tuple[str, list[Any]]:
+        """ONNX Runtime's name for this device's memory, and the provider that works in `stream`."""
+        options = {"device_id": str(self.index), "user_compute_stream": str(int(stream.handle))}
+        return "cuda", [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes that there are."""
+        self._here()
+        free, total = self._done(self._bindings.cuMemGetInfo())
+        return int(free), int(total)
+
+    def pooled(self) -> int:
+        """The most bytes that the pool has had in use at a time."""
+        return int(self._memory.attributes.used_mem_high)
+
+    def stream(self) -> Any:
+        """A new stream."""
+        self._here()
+        return self._device.create_stream()
+
+    def handle(self, stream: Any) -> int:
+        """The stream as other libraries take it."""
+        return int(stream.handle)
+
+    def allocate(self, count: int, stream: Any) -> Any:
+        """Bytes of the GPU's memory, from its pool; they go back in the stream's order when let go. `pointer` of it."""
+        self._here()
+        try:
+            return self._memory.allocate(count, stream=stream)
+        except Exception as error:
+            free, total = self.memory()
+            raise EngineError(
+                f"{self.name} has no {count:,} bytes for an array, {free:,} of {total:,} are free ({error})"
+            ) from None
+
+    def pinned(self, count: int) -> Any:
+        """Bytes of the host's memory that the GPU reads and writes without a copy in between."""
+        self._here()
+        return self._pinned.allocate(count)
+
+    def pointer(self, memory: Any) -> int:
+        """Where memory begins."""
+        return int(memory.handle)
+
+    def copy(self, target: int, source: int, count: int, stream: Any) -> None:
+        """Bytes from one place to another, each on the GPU or in the host's pinned memory."""
+        self._here()
+        self._done(self._bindings.cuMemcpyAsync(target, source, count, stream.handle))
+
+    def copy_rows(self, target: int, source: int, stride: tuple[int, int], width: int, count: int, stream: Any) -> None:
+        """`count` runs of `width` bytes on the GPU, those of target and source `stride` bytes apart."""
+        self._here()
+        copy = self._bindings.CUDA_MEMCPY2D()
+        copy.dstMemoryType = copy.srcMemoryType = self._bindings.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.dstDevice, copy.srcDevice = target, source
+        copy.dstPitch, copy.srcPitch = stride
+        copy.WidthInBytes, copy.Height = width, count
+        self._done(self._bindings.cuMemcpy2DAsync(copy, stream.handle))
+
+    def clear(self, target: int, count: int, stream: Any) -> None:
+        """Bytes on the GPU become 0."""
+        self._here()
+        self._done(self._bindings.cuMemsetD8Async(target, 0, count, stream.handle))
+
+    def record(self, stream: Any) -> Any:
+        """An event after all that the stream was asked so far."""
+        self._here()
+        return stream.record(options=self._timed)
+
+    def done(self, event: Any) -> bool:
+        """Whether the event has passed."""
+        return bool(event.is_done)
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """Let the stream go on after the event."""
+        stream.wait(event)
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """The time between two events that have passed."""
+        end.sync()
+        return float(end - start) / 1000
+
+    def sync(self, stream: Any) -> None:
+        """Wait until the stream is done. Raises `EngineError` where something in it failed."""
+        try:
+            stream.sync()
+        except Exception as error:
+            raise EngineError(f"{self.name}: {error}") from None
+
+    def enqueue(self, stream: Any, work: Callable[[], None]) -> None:
+        """Work of another library that puts itself into the stream."""
+        self._here()
+        work()
+
+    def load(self) -> Callable[[str], Any]:
+        """The kernels, compiled for this GPU, by their names."""
+        from mmrt.runtime.kernels.compiled import binary  # type: ignore[import-not-found,unused-ignore]
+
+        self._here()
+        code = binary(self.capability)
+        find: Callable[[str], Any] = self._core.ObjectCode.from_fatbin(code, name="mmrt").get_kernel
+        return find
+
+    def launch(
+        self, stream: Any, kernel: Any, grid: Sequence[int], block: Sequence[int], shared: int, arguments: Sequence[Any]
+    ) -> None:
+        """Run a kernel. Arguments are pointers, which are ints, and NumPy numbers."""
+        self._here()
+        config = self._core.LaunchConfig(grid=tuple(grid), block=tuple(block), shmem_size=shared)
+        self._core.launch(stream, config, kernel, *arguments)
+
+    def capture(self, stream: Any, work: Callable[[], None]) -> Callable[[], None]:
+        """Note what `work` asks the stream, without doing it; the call returned does it, in the stream, as one.
+
+        Raises `EngineError` where something in it cannot be noted.
+        """
+        self._here()
+        builder = stream.create_graph_builder()
+        try:
+            builder.begin_building("relaxed")  # the strict modes also mind what is freed meanwhile
+            try:
+                work()
+            finally:
+                builder.end_building()
+            graph = builder.complete()
+        except Exception as error:
+            raise EngineError(f"{self.name}: a CUDA graph cannot be captured: {error}") from None
+        graph.upload(stream)
+        return lambda: graph.launch(stream)
+
+    def lend(self, array: DeviceArray, stream: Any, reader: int | None, options: dict[str, Any]) -> object:
+        """A DLPack capsule of the array, for the stream `reader` of another library: 1 is the default stream."""
+        self._here()
+        if reader is not None and reader > 2:
+            self.wait(self._core.Stream.from_handle(reader), self.record(stream))
+        elif reader != -1:
+            self.sync(stream)
+        buffer = self._core.Buffer.from_handle(array.pointer, array.nbytes, owner=array)
+        view = self._utils.StridedMemoryView.from_buffer(buffer, array.shape, dtype=array.dtype)
+        return view.__dlpack__(stream=-1, **options)
+
+    def borrow(self, array: Any, device: Cuda) -> DeviceArray:
+        """An array of another library, after what that asked so far. Raises `RequestError`."""
+        from mmrt.runtime.devices.cuda import DeviceArray
+
+        self._here()
+        view = self._utils.StridedMemoryView.from_dlpack(array, stream_ptr=self.handle(device.stream))
+        made = DeviceArray(view.ptr, view.shape, view.dtype, view, device)
+        if view.device_id != self.index or view.strides not in (None, made.strides):
+            raise RequestError(
+                f"an array with the strides {view.strides} of GPU {view.device_id} is given, wanted one of "
+                f"GPU {self.index} with {made.strides}"
+            )
+        return made
+
+    def _here(self) -> None:
+        """Make the GPU the current one of this thread."""
+        if not getattr(self._thread, "here", False):
+            self._device.set_current()
+            self._thread.here = True
+
+    def _done(self, result: Any) -> Any:
+        code, *values = result
+        if int(code):
+            self._failed(code)
+        return values
+
+    def _failed(self, code: Any) -> NoReturn:
+        _, text = self._bindings.cuGetErrorString(code)
+        raise EngineError(f"{self.name}: {text.decode() if text else code}")

@@ -1,0 +1,196 @@
+"""What a machine can really run: which place a bundle is loaded on, and which engine and variant each graph gets."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from mmrt.runtime import manifest
+from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.devices import CPU, Place, cuda, driver
+from mmrt.runtime.engines import ENGINES, Engine
+from mmrt.runtime.errors import EngineError, EngineWarning
+
+Memory = Literal["full", "low"]
+MEMORIES = ("full", "low")
+DEVICES = "auto, cpu, cuda, cuda:1 and so on"
+PRECISIONS = {  # by device, fastest first: ONNX Runtime on a CPU casts around fp16
+    "cpu": ("fp32", "fp16", "int8"),
+    "cuda": ("fp16", "fp32", "int8"),
+}
+_GPU = re.compile(r"cuda(?::([0-9]{1,3}))?\Z")
+_SAID: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Description:
+    """How a bundle runs here: of each graph its engine, precision and place; and what was refused, with the reason."""
+
+    engines: Mapping[str, str]
+    refused: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{graph}: {engine}" for graph, engine in self.engines.items()]
+        return "\n".join([*lines, *(f"refused {what}: {why}" for what, why in self.refused.items())])
+
+
+def places(device: str, engine: str) -> tuple[list[Place], dict[str, str]]:
+    """Where to try to load, best first, for a `device` and an `engine` that were asked for; what is refused and why.
+
+    Raises `EngineError` where nothing is left, or what was asked for is not known.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise EngineError(f"engine {engine!r} is not supported; engines are auto, {', '.join(ENGINES)}")
+    asked = _GPU.match(device)
+    if device not in ("auto", "cpu") and not asked:
+        raise EngineError(f"device {device!r} is not supported; devices are {DEVICES}")
+    kinds = {kind for name, each in ENGINES.items() if engine in ("auto", name) for kind in each.kinds}
+    found: list[Place] = []
+    refused: dict[str, str] = {}
+    if device != "cpu" and "cuda" in kinds:
+        index = int((asked and asked[1]) or 0)
+        try:
+            found.append(cuda.gpu(index))
+        except EngineError as error:
+            if asked or "cpu" not in kinds:
+                raise EngineError(f"{device if asked else engine}: {error}") from None
+            refused["cuda"] = str(error)
+            if driver.expected():
+                say_once(f"runs on the CPU: {error}")
+    if not asked and "cpu" in kinds:
+        found.append(CPU)
+    if not found:
+        raise EngineError(f"the engine {engine!r} runs on {' and '.join(sorted(kinds))}, not on {device}")
+    return found, refused
+
+
+def say_once(message: str) -> None:
+    """Warn, once in a process."""
+    if message not in _SAID:
+        _SAID.add(message)
+        warnings.warn(message, EngineWarning, stacklevel=2)
+
+
+def precisions(manifest_: manifest.Manifest, asked: str, device: str) -> tuple[str, ...]:
+    """Those to look for in every graph, best first: what is asked for, else what this device does fastest.
+
+    Graphs of which there is no other variant stay in fp32, which loses nothing.
+    """
+    if asked == "auto":
+        return PRECISIONS[device]
+    offered = {variant.precision: None for graph in manifest_.graphs.values() for variant in graph.variants}
+    if asked not in offered:
+        raise EngineError(f"precision is {asked!r}, {manifest_.name} has {', '.join(offered)}")
+    return asked, "fp32"
+
+
+class Engines(Mapping[str, Engine]):
+    """The engines of a bundle's graphs by name, on one place: each is the best that loads, when first asked for.
+
+    With memory "low" they are there only while `lent`.
+    """
+
+    def __init__(self, bundle: Bundle, place: Place, engine: str, precision: str, threads: int, memory: Memory) -> None:
+        self._bundle, self.place, self._threads, self._memory = bundle, place, threads, memory
+        wanted = precisions(bundle.manifest, precision, place.kind)
+        backends = [name for name, each in ENGINES.items() if engine in ("auto", name) and place.kind in each.kinds]
+        self._candidates = {
+            name: _candidates(name, graph, backends, wanted) for name, graph in bundle.manifest.graphs.items()
+        }
+        self.refused: dict[str, str] = {}
+        self._loaded: dict[str, Engine] = {}
+        self._users: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._check_room()
+
+    def load(self, names: Iterable[str]) -> None:
+        """Load several at the same time, where they may stay."""
+        if self._memory == "full":
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(self.__getitem__, names))
+
+    @contextmanager
+    def lent(self, names: Iterable[str]) -> Iterator[None]:
+        """Graphs that stay while this lasts, and with memory "low" are let go when nobody has them any more."""
+        names = [*names]
+        with self._lock:
+            for name in names:
+                self._users[name] = self._users.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                for name in names:
+                    self._users[name] -= 1
+                    if self._memory == "low" and not self._users[name]:
+                        self._loaded.pop(name, None)
+
+    def variant(self, name: str) -> tuple[str, manifest.Variant]:
+        """A graph's engine and variant: those that loaded, else those that are tried next."""
+        return self._candidates[name][0]
+
+    def __getitem__(self, name: str) -> Engine:
+        found = self._loaded.get(name)
+        if found is None:
+            found = self._load(name)
+            with self._lock:
+                found = self._loaded.setdefault(name, found)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._candidates)
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def _load(self, name: str) -> Engine:
+        """The best that loads; what does not is not tried again."""
+        candidates = self._candidates[name]
+        while True:
+            backend, variant = candidates[0]
+            spec = self._bundle.manifest.graphs[name].of(variant)
+            try:
+                return ENGINES[backend].load(name, spec, variant, self._bundle, self.place, self._threads)
+            except EngineError as error:
+                if len(candidates) == 1:
+                    raise
+                with self._lock:
+                    if candidates[0] == (backend, variant):
+                        del candidates[0]
+                        self.refused[f"{backend} {variant.precision} of {name}"] = str(error)
+
+    def _check_room(self) -> None:
+        """Raise `EngineError` where the GPU's memory cannot even hold the weights."""
+        if not isinstance(self.place, cuda.Gpu):
+            return
+        sizes = [self._bundle.manifest.size(self.variant(name)[1].file) for name in self]
+        needed = max(sizes) if self._memory == "low" else sum(sizes)
+        free, total = self.place.driver.memory()
+        if needed > free:
+            advice = "" if self._memory == "low" else '; memory "low" loads one after the other'
+            raise EngineError(
+                f"{self.place} has {free / 1e9:.1f} GB of {total / 1e9:.1f} free, the weights take "
+                f"{needed / 1e9:.1f}{advice}"
+            )
+
+
+def _candidates(
+    name: str, graph: manifest.Graph, backends: list[str], wanted: tuple[str, ...]
+) -> list[tuple[str, manifest.Variant]]:
+    found = [
+        (backend, variant)
+        for precision in wanted
+        for backend in backends
+        for variant in graph.variants
+        if variant.precision == precision and variant.engine in ENGINES[backend].takes
+    ]
+    if not found:
+        offered = ", ".join(f"{variant.engine} {variant.precision}" for variant in graph.variants)
+        raise EngineError(f"{name}: no variant of precision {' or '.join(wanted)} runs here; the bundle has {offered}")
+    return found

@@ -1,0 +1,198 @@
+"""The GPU's path on a double of the driver: whole pipelines give what they give on the CPU."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import bundles
+import numpy as np
+import pytest
+from cuda_double import Double, load_captured
+from emulation import COMPILER, Emulator
+
+from mmrt.runtime import engines, selection
+from mmrt.runtime.devices import cuda
+from mmrt.runtime.engines import Backend
+from mmrt.runtime.errors import EngineError
+from mmrt.runtime.events import Done, Step
+from mmrt.runtime.pipeline import Pipeline, load
+from mmrt.runtime.receipt import replay
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+PICTURE = np.random.default_rng(3).integers(0, 256, (24, 32, 3)).astype(np.uint8)
+PROMPT = ["a red heart", "blue car"]
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    return Emulator(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def double(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Double:
+    """The one GPU of this machine."""
+    made = Double(emulator)
+    monkeypatch.setattr(cuda, "DRIVER", lambda index: made)
+    monkeypatch.setattr(cuda, "_GPUS", {})
+    return made
+
+
+@pytest.fixture(params=["onnx", "captured"])
+def on_gpu(request: pytest.FixtureRequest, double: Double, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """The handmade bundle there, by ONNX Runtime, or by an engine whose steps are captured as CUDA graphs."""
+    if request.param == "captured":
+        known = {"tensorrt": Backend(("cuda",), ("onnx",), load_captured), **engines.ENGINES}
+        monkeypatch.setattr(selection, "ENGINES", known)
+    return load(handmade, device="cuda")
+
+
+def close(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose(found["latents"], wanted["latents"], rtol=1e-4, atol=1e-4)
+    assert np.abs(found["pixels"].astype(int) - wanted["pixels"]).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", bundles.SAMPLERS)
+def test_samplers(sampler: str, on_gpu: Pipeline, pipeline: Pipeline) -> None:
+    request = {"prompt": PROMPT, "negative_prompt": ["", "tree"], "sampler": sampler, "steps": 5, "seed": 3}
+    close(on_gpu.arrays(**request), pipeline.arrays(**request))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"guidance": 1.0},
+        {"guidance": 7.5, "guidance_rescale": 0.7},
+        {"image": [PICTURE, PICTURE[::-1]], "strength": 0.5},
+        {"num_images": 3, "generator": "cuda", "sampler": "euler_ancestral"},
+        {"size": (40, 16)},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_requests(more: dict[str, Any], on_gpu: Pipeline, pipeline: Pipeline) -> None:
+    request = {"prompt": PROMPT, "steps": 4, "seed": 3} | more
+    close(on_gpu.arrays(**request), pipeline.arrays(**request))
+
+
+# ---------------------------------------------------------------- how it goes about it
+
+
+def test_a_captured_loop_asks_the_stream_for_its_graph(
+    double: Double, handmade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "ENGINES", {"tensorrt": Backend(("cuda",), ("onnx",), load_captured)})
+    load(handmade, device="cuda").generate("a red heart", steps=20, sampler="euler_ancestral")
+    assert (double.graphs, double.replays) == (1, 19)  # the first step is done as it is
+
+
+def test_the_host_waits_for_previews_only(double: Double, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "ENGINES", {"tensorrt": Backend(("cuda",), ("onnx",), load_captured)})
+    waits = []
+    for event in load(handmade, device="cuda").stream("a red heart", steps=9, sampler="euler_ancestral"):
+        if isinstance(event, Step):
+            waits.append(double.syncs)
+            if event.number == 6:
+                event.preview()
+    assert [after - before for before, after in pairwise(waits)] == [0, 0, 0, 0, 0, 1, 0, 0]
+
+
+def test_previews(on_gpu: Pipeline, pipeline: Pipeline) -> None:
+    request = {"prompt": "a red heart", "steps": 3, "seed": 5}
+    for event, wanted in zip(on_gpu.stream(**request), pipeline.stream(**request), strict=True):
+        if isinstance(event, Step) and isinstance(wanted, Step):
+            difference = np.asarray(event.preview()[0]).astype(int) - np.asarray(wanted.preview()[0])
+            assert np.abs(difference).max() <= 1
+
+
+def test_all_memory_goes_back(double: Double, on_gpu: Pipeline) -> None:
+    for event in on_gpu.stream(PROMPT, steps=8):
+        if isinstance(event, Step) and event.number == 3:
+            break
+    del event
+    on_gpu.generate(PROMPT)
+    gc.collect()
+    for stream in double.streams:
+        stream.work()
+    pinned = sum(block.size for block in cuda.gpu(0)._blocks)
+    assert sum(double.places.values()) == pinned
+
+
+def test_two_requests_at_a_time_do_not_meet(on_gpu: Pipeline, pipeline: Pipeline) -> None:
+    *_, (a, b) = zip(
+        on_gpu.stream("a red heart", seed=1, sampler="euler_ancestral"),
+        on_gpu.stream("blue car", seed=2, sampler="euler_ancestral"),
+        strict=True,
+    )
+    for event, prompt, seed in ((a, "a red heart", 1), (b, "blue car", 2)):
+        assert isinstance(event, Done)
+        wanted = pipeline.generate(prompt, seed=seed, sampler="euler_ancestral").image
+        assert np.abs(np.asarray(event.result.image).astype(int) - np.asarray(wanted)).max() <= 1
+
+
+def test_what_cannot_be_captured_goes_on_without_a_graph(
+    double: Double, on_gpu: Pipeline, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
+) -> None:
+    def refuse(*_: object) -> None:
+        raise EngineError("a double: a CUDA graph cannot be captured: because")
+
+    monkeypatch.setattr(double, "capture", refuse)
+    request = {"prompt": PROMPT, "seed": 3}
+    wanted = pipeline.arrays(**request)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        close(on_gpu.arrays(**request), wanted)
+    assert {str(each.message) for each in said} <= {
+        "a double: a CUDA graph cannot be captured: because; it goes on without one"
+    }
+
+
+def test_receipts(on_gpu: Pipeline) -> None:
+    assert all(check.passed for check in replay(on_gpu))
+
+
+def test_timings(on_gpu: Pipeline) -> None:
+    timings = on_gpu.generate("a red heart").timings
+    assert timings["graphs"].keys() == {"text_encoder", "denoiser", "decoder"}
+    assert all(0 < seconds < timings["total"] for seconds in timings["graphs"].values())
+
+
+# ---------------------------------------------------------------- arrays
+
+
+@pytest.fixture
+def device(double: Double) -> cuda.Cuda:
+    return cuda.gpu(0).device()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(3, 5), (), (0, 4), (1 << 17,)])
+def test_arrays_come_and_go(shape: tuple[int, ...], dtype: str, device: cuda.Cuda) -> None:
+    wanted = np.random.default_rng(1).integers(0, 2, shape).astype(dtype)
+    given = wanted.copy()
+    array = device.put(given)
+    given[...] = 1 - given.astype(np.int8)  # the array is already the device's
+    found = device.get(array)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_caches_grow_and_are_reordered(device: cuda.Cuda) -> None:
+    cache = np.random.default_rng(2).normal(size=(4, 3, 8, 2)).astype(np.float32)
+    array = device.enlarge(device.put(cache), 16, 5)
+    rows = np.array([1, 1, 3, 2])
+    device.reorder_rows(array, rows, 2, 4)
+    found = device.get(array)
+    np.testing.assert_array_equal(found[:, :, :4], cache[rows][:, :, :4])
+    np.testing.assert_array_equal(found[:, :, 4], cache[:, :, 4])
+    assert not found[:, :, 5:].any()
+
+
+def test_rows_are_taken(device: cuda.Cuda) -> None:
+    given = np.random.default_rng(2).normal(size=(4, 3)).astype(np.float32)
+    array = device.put(given)
+    assert device.take_rows(array, np.arange(4)) is array
+    np.testing.assert_array_equal(device.get(device.take_rows(array, np.array([3, 0, 0]))), given[[3, 0, 0]])
