@@ -67,13 +67,19 @@ def bench(
 
 
 def measure(pipeline: Pipeline, request: dict[str, Any], repeat: int) -> dict[str, Any]:
-    """Medians over `repeat` requests, in seconds: `total`, each graph, and `outside`, what is spent in no engine."""
+    """Medians over `repeat` requests, in seconds: `total`, each graph, and `outside`, what is spent in no engine.
+
+    `audio_seconds` is how long the sounds of one are, where it makes such.
+    """
     pipeline.generate(**request)
-    timings = [pipeline.generate(**request).timings for _ in range(repeat)]
+    results = [pipeline.generate(**request) for _ in range(repeat)]
+    timings = [result.timings for result in results]
     totals = [each["total"] for each in timings]
     graphs = {name: statistics.median(each["graphs"][name] for each in timings) for name in timings[0]["graphs"]}
     description = pipeline.describe()
     outside = statistics.median(each["total"] - sum(each["graphs"].values()) for each in timings)
+    sounds = results[0].outputs.get("audio")
+    sound = {"audio_seconds": sum(each.seconds for each in sounds)} if sounds else {}
     return {
         "bundle": pipeline.manifest.name,
         "engines": dict(description.engines),
@@ -84,6 +90,7 @@ def measure(pipeline: Pipeline, request: dict[str, Any], repeat: int) -> dict[st
         "graphs": graphs,
         "outside": outside,
         "outside_share": outside / statistics.median(totals),
+        **sound,
     }
 
 
@@ -108,6 +115,8 @@ def _table(figures: dict[str, Any]) -> list[str]:
     for name, seconds in [*figures["graphs"].items(), ("outside", figures["outside"]), ("total", total)]:
         engine = figures["engines"].get(name, "")
         lines.append(f"  {name:16}{seconds * 1000:10.1f} ms {seconds / total:7.1%}  {engine}")
+    if seconds := figures.get("audio_seconds"):
+        lines.append(f"sound             {seconds:9.2f} s  ({seconds / total:.1f} times as long as it takes)")
     parts = ", ".join(f"{name} {cold[name]:.2f}" for name in ("python", "import", "load", "generate"))
     lines.append(f"cold start        {cold['total']:9.2f} s  ({parts})")
     lines.append(f"peak memory       {cold['peak_bytes'] / 1e6:9.0f} MB")

@@ -34,7 +34,7 @@ _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\ufffd") | {ord("
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Where to [pictures: out.png; texts: the terminal]. Names that end in .srt or .vtt make subtitles.",
+    help="Where to [pictures: out.png; sounds: out.wav; texts: the terminal]. Names in .srt or .vtt make subtitles.",
 )
 @click.option("--grid", is_flag=True, help="Several pictures as one sheet.")
 @click.option("--rank", type=click.Path(path_type=Path), help="A bundle, such as CLIP's: best fitting pictures first.")
@@ -62,16 +62,19 @@ def generate(
     `mmrt generate BUNDLE --help` also lists the inputs that the bundle takes.
     """
     manifest = Bundle(bundle).manifest
-    pictures = "image" in manifest.outputs
+    pictures, sounds = "image" in manifest.outputs, "audio" in manifest.outputs
     if all(isinstance(each, m.VectorOutput) for each in manifest.outputs.values()):
         raise RequestError(f"{bundle} makes vectors: mmrt embed {bundle}")
-    if pictures:
-        output = output or Path("out.png")
-        if output.suffix.lower() != ".png":
-            raise RequestError(f"{output}: pictures are written as PNG; give a name that ends in .png")
-    elif grid or preview or rank:
+    if pictures or sounds:
+        made, suffix = ("pictures", ".png") if pictures else ("sounds", ".wav")
+        output = output or Path("out").with_suffix(suffix)
+        if output.suffix.lower() != suffix:
+            raise RequestError(
+                f"{output}: {made} are written as {suffix[1:].upper()}; give a name that ends in {suffix}"
+            )
+    if not pictures and (grid or preview or rank):
         option = "grid" if grid else "preview" if preview else "rank"
-        raise RequestError(f"--{option} is for pictures, {bundle} makes texts")
+        raise RequestError(f"--{option} is for pictures, {bundle} makes {'sounds' if sounds else 'texts'}")
     if keep is not None and rank is None:
         raise RequestError("--keep is for pictures in the order of --rank")
     if output is not None:
@@ -88,14 +91,14 @@ def generate(
     if subtitled:
         inputs |= _timed(pipeline.manifest, inputs, output)
     events = pipeline.stream(**inputs, **named)
-    if pictures:
+    if pictures or sounds:
         assert output is not None
         result = _follow(events, output if preview else None, grid, quiet or as_json)
         if ranker is not None:
             result = ranked(result, ranker, name, keep)
-        paths = _save(result, output, grid)
+        paths = _save(result, output, grid) if pictures else _save_sounds(result, output)
         if as_json:
-            _print_json(result, {"images": list(map(str, paths))})
+            _print_json(result, {"images" if pictures else "audios": list(map(str, paths))})
         for path in () if quiet or as_json else paths:
             _report(path, result, loaded)
     else:
@@ -187,8 +190,12 @@ def _files(pictures: list[media.Picture], output: Path, grid: bool) -> list[tupl
         return [(output, pictures[0])]
     if grid:
         return [(output, media.sheet(pictures))]
-    digits = max(2, len(str(len(pictures) - 1)))
-    return [(output.with_stem(f"{output.stem}-{index:0{digits}}"), picture) for index, picture in enumerate(pictures)]
+    return list(zip(_numbered(output, len(pictures)), pictures, strict=True))
+
+
+def _numbered(output: Path, count: int) -> list[Path]:
+    digits = max(2, len(str(count - 1)))
+    return [output.with_stem(f"{output.stem}-{index:0{digits}}") for index in range(count)] if count > 1 else [output]
 
 
 def _save(result: Result, output: Path, grid: bool) -> list[Path]:
@@ -200,6 +207,13 @@ def _save(result: Result, output: Path, grid: bool) -> list[Path]:
     for (path, picture), origin in zip(files, provenance, strict=True):
         media.save_png(picture, path, origin)
     return [path for path, _ in files]
+
+
+def _save_sounds(result: Result, output: Path) -> list[Path]:
+    paths = _numbered(output, len(result.audios))
+    for path, sound, origin in zip(paths, result.audios, result.provenance, strict=True):
+        sound.save(path, origin)
+    return paths
 
 
 def _report(path: Path, result: Result, loaded: float) -> None:

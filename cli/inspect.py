@@ -1,4 +1,4 @@
-"""`mmrt inspect`: what a bundle is, or what made a picture."""
+"""`mmrt inspect`: what a bundle is, or what made a picture or a sound."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import click
 
 from mmrt.cli.options import describe
 from mmrt.runtime import manifest as m
-from mmrt.runtime import manifest_file
+from mmrt.runtime import manifest_file, media, sound
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import printable
-from mmrt.runtime.media import read_provenance
 from mmrt.runtime.pipeline import load
 
 
@@ -25,11 +24,11 @@ from mmrt.runtime.pipeline import load
 @click.option(
     "--device", help="Load the bundle on auto, cpu, cuda or cuda:N, and say what runs how and why not better."
 )
-@click.option("--json", "as_json", is_flag=True, help="The manifest, or a picture's provenance, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The manifest, or a file's provenance, as JSON.")
 def inspect(path: Path, mermaid: bool, device: str | None, as_json: bool) -> None:
-    """Show what a bundle is (a folder), or what made a picture (a file)."""
+    """Show what a bundle is (a folder), or what made a picture or a sound (a file)."""
     if path.is_file():
-        provenance = read_provenance(path)
+        provenance = sound.read_provenance(path) if sound.is_wav(path) else media.read_provenance(path)
         click.echo(json.dumps(provenance, indent=1, ensure_ascii=False) if as_json else "\n".join(_origin(provenance)))
         return
     bundle = Bundle(path)
@@ -43,16 +42,20 @@ def inspect(path: Path, mermaid: bool, device: str | None, as_json: bool) -> Non
         click.echo("\n".join(_bundle(bundle)))
 
 
+_TEXTS = ("prompt", "text")  # inputs that are given without an option's name
+
+
 def _origin(provenance: dict[str, Any]) -> list[str]:
-    """The lines, of whatever the picture's author wrote."""
+    """The lines, of whatever the file's author wrote."""
     bundle, engines = _dict(provenance.get("bundle")), _dict(provenance.get("engines"))
     lines = [f"bundle   {bundle.get('name')}  sha256 {bundle.get('sha256')}", f"mmrt     {provenance.get('mmrt')}"]
     lines += [f"engine   {graph}: {engine}" for graph, engine in engines.items()]
     requests = provenance.get("request")
     for request in map(_dict, requests if isinstance(requests, list) else [requests]):
-        options = [_option(name, value) for name, value in request.items() if name != "prompt"]
-        prompt = f" -- {shlex.quote(str(request['prompt']))}" if "prompt" in request else ""
-        lines.append(f"again    mmrt generate {bundle.get('name')}.mmrt {' '.join(options)}{prompt}")
+        text = next((name for name in _TEXTS if name in request), None)
+        options = [_option(name, value) for name, value in request.items() if name != text]
+        words = f" -- {shlex.quote(str(request[text]))}" if text else ""
+        lines.append(f"again    mmrt generate {bundle.get('name')}.mmrt {' '.join(options)}{words}")
     return [printable(line) for line in lines]
 
 
@@ -177,8 +180,9 @@ def flowchart(manifest: m.Manifest) -> list[str]:
 
 
 def _kind(output: m.Output) -> str:
-    kinds = {m.TextOutput: "text", m.ImageOutput: "picture", m.VectorOutput: "vector"}
-    return f"{kinds[type(output)]}, from {output.source}"
+    kinds = {m.TextOutput: "text", m.ImageOutput: "picture", m.VectorOutput: "vector", m.AudioOutput: "sound"}
+    rate = f", {output.rate} samples a second" if isinstance(output, m.AudioOutput) else ""
+    return f"{kinds[type(output)]}, from {output.source}{rate}"
 
 
 def _bytes(count: float) -> str:

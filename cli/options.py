@@ -15,7 +15,7 @@ from mmrt.runtime.engines import ENGINES
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.selection import DEVICES
 
-_SHORT = {"negative_prompt": "--negative", "num_images": "-n", "num_texts": "-n"}
+_SHORT = {"negative_prompt": "--negative", "num_images": "-n", "num_texts": "-n", "num_sounds": "-n"}
 _SHOWN = 20  # choices
 SHAPES = (
     "Sizes that engines are for: NAME=MIN:OPT:MAX of a free dimension, GRAPH.NAME=... of one graph's, NAME=SIZE for "

@@ -21,14 +21,14 @@ from mmrt.runtime.receipt import Check, read_receipt, replay
 def verify(bundle: Path, loading: dict[str, Any], as_json: bool) -> None:
     """Replay what the source model computed, graph by graph and end to end; exit 1 where it differs.
 
-    Every file's hash is checked too.
+    Every file's hash is checked too. The column dB is the PSNR of pictures, the SNR of sounds.
     """
     pipeline = load(bundle, **loading)
     pipeline.bundle.files(pipeline.manifest.files)
     checks = []
     if not as_json:
         click.echo(f"source: {read_receipt(pipeline.bundle).source}")
-        click.echo(_line("", "", "largest", "relative", "cosine", "PSNR dB", "margin"))
+        click.echo(_line("", "", "largest", "relative", "cosine", "dB", "margin"))
     for check in replay(pipeline):
         checks.append(check)
         if not as_json:
@@ -49,7 +49,7 @@ def row(check: Check) -> str:
         f"{check.max_error:.2g}",
         "" if check.relative_error is None else f"{check.relative_error:.1e}",
         "" if check.cosine is None else f"{check.cosine:.6f}",
-        "" if check.psnr is None else f"{check.psnr:.1f}",
+        next((f"{ratio:.1f}" for ratio in (check.psnr, check.snr) if ratio is not None), ""),
         "" if check.margin is None else f"{check.margin:.3f}",
     )
     return _line("ok" if check.passed else "FAIL", f"{check.what} ({check.precision})", *cells) + (

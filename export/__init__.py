@@ -8,6 +8,7 @@ from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer, target_tokenizer, tokenizer_file
 from mmrt.runtime.manifest import (
     Audio,
+    AudioOutput,
     Autoregress,
     Choice,
     Count,
@@ -32,6 +33,7 @@ from mmrt.runtime.receipt import Case
 
 __all__ = [
     "Audio",
+    "AudioOutput",
     "Autoregress",
     "Case",
     "Choice",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrt.runtime.manifest import Audio, File, Image, Input, Island, Manifest, Size, VectorOutput
+from mmrt.runtime.manifest import (
+    Audio,
+    AudioOutput,
+    File,
+    Image,
+    ImageOutput,
+    Input,
+    Island,
+    Manifest,
+    Size,
+    VectorOutput,
+)
 from mmrt.runtime.receipt import Check
 
 
@@ -36,7 +47,8 @@ def _request(manifest: Manifest) -> str:
         for name, value in manifest.inputs.items()
         if isinstance(value, Image | Audio) and value.required
     ]
-    return " ".join([*words, *(["-o heart.png"] if "image" in manifest.outputs else [])])
+    files = {ImageOutput: ["-o", "heart.png"], AudioOutput: ["-o", "heart.wav"]}
+    return " ".join([*words, *(word for each in manifest.outputs.values() for word in files.get(type(each), []))])
 
 
 def _describe(value: Input) -> str:
@@ -78,11 +90,12 @@ def _range(island: Island) -> str:
 
 
 def _receipts(checks: Sequence[Check]) -> str:
-    rows = ["| what | precision | largest error | relative error | PSNR (dB) | wanted |", "|---|---|---|---|---|---|"]
+    head = "| what | precision | largest error | relative error | PSNR or SNR (dB) | wanted |"
+    rows = [head, "|---|---|---|---|---|---|"]
     for check in checks:
         relative = "" if check.relative_error is None else f"{check.relative_error:.1e}"
-        psnr = "" if check.psnr is None else f"{check.psnr:.1f}"
+        ratio = next((f"{ratio:.1f}" for ratio in (check.psnr, check.snr) if ratio is not None), "")
         rows.append(
-            f"| {check.what} | {check.precision} | {check.max_error:.1e} | {relative} | {psnr} | {check.wanted} |"
+            f"| {check.what} | {check.precision} | {check.max_error:.1e} | {relative} | {ratio} | {check.wanted} |"
         )
     return "\n".join(rows)

@@ -280,7 +280,12 @@ def _replay(loaded: pipeline.Pipeline) -> tuple[Check, ...]:
         checks = tuple(replay(loaded))
     for check in checks:
         if not check.passed:
-            figures = {"relative error": check.relative_error, "PSNR": check.psnr, "largest error": check.max_error}
+            figures = {
+                "relative error": check.relative_error,
+                "PSNR": check.psnr,
+                "SNR": check.snr,
+                "largest error": check.max_error,
+            }
             found = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
             raise ExportError(
                 f"the bundle does not give what the source model gives: {check.what} ({check.precision}): {found}, "

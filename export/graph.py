@@ -68,7 +68,7 @@ class _OfArrays(torch.nn.Module):  # type: ignore[misc]
 
 
 def _to_onnx(graph: Graph) -> Any:
-    arrays = dict(graph.inputs)
+    arrays = {name: tensor.clone() for name, tensor in graph.inputs.items()}  # one tensor twice would be one input
     free = {name: dict.fromkeys(graph.free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in arrays}
     with torch.no_grad():
         program = torch.export.export(_OfArrays(graph.module), (arrays,), dynamic_shapes=(free,), strict=False)

@@ -13,6 +13,8 @@ from mmrt.runtime.arrays import Float32
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mmrt.runtime.sound import Sound
+
 
 @dataclass(frozen=True)
 class Step:
@@ -79,6 +81,16 @@ class Result:
     def texts(self) -> list[str]:
         """The texts."""
         return self.outputs["text"]
+
+    @property
+    def audios(self) -> list[Sound]:
+        """The sounds: samples, their rate, and `save`, which writes a WAV file."""
+        return self.outputs["audio"]
+
+    @property
+    def audio(self) -> Sound:
+        """The first sound."""
+        return self.audios[0]
 
     @property
     def embeddings(self) -> Float32:

@@ -37,7 +37,8 @@ class Ratio(_Struct, frozen=True):
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Token = TokenId | Name  # an id, or the input of kind `choice` whose value has one
-Shape = tuple[Positive | Literal["batch"] | Ratio, ...]
+Shape = tuple[Positive | Name | Ratio, ...]
+"""Of noise: "batch" first; the names of arrays int64 (rows,) stand for dimensions that differ from result to result."""
 
 
 # ---------------------------------------------------------------- what a user gives
@@ -54,7 +55,7 @@ class Tokenize(_Struct, frozen=True):
     same ids, but this one in place of all between a row's first and last. Without a `mask` all have
     `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a
     text's own tokens are: then the longest text sets the length, and a text over `length` is refused. `clean` are the
-    steps of `cleaning.STEPS` that a text goes through first.
+    steps of `cleaning.STEPS` that a text goes through first. A text of no tokens is refused where some are `needed`.
     """
 
     file: str
@@ -67,6 +68,7 @@ class Tokenize(_Struct, frozen=True):
     suffix: str = ""
     blank: TokenId | None = None
     clean: tuple[Cleaning, ...] = ()
+    needed: bool = False
 
 
 class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
@@ -240,7 +242,16 @@ class VectorOutput(_Struct, frozen=True, tag="vector", tag_field="kind"):
     source: Name = msgspec.field(name="from")
 
 
-Output = ImageOutput | TextOutput | VectorOutput
+class AudioOutput(_Struct, frozen=True, tag="audio", tag_field="kind"):
+    """Sounds, from the array `source`: float32 (rows, samples), or (rows, channels, samples), in [-1, 1], of `rate`
+    samples a second. `lengths` names an array int64 (rows,) of how many samples are a row's own."""
+
+    source: Name = msgspec.field(name="from")
+    rate: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000)]
+    lengths: Name | None = None
+
+
+Output = ImageOutput | TextOutput | VectorOutput | AudioOutput
 
 
 class Similarity(_Struct, frozen=True):
@@ -349,11 +360,16 @@ class Graph(_Struct, frozen=True):
 
 
 class Once(_Struct, frozen=True, tag="once", tag_field="stage"):
-    """Run the graphs once. `when` names an input without which the stage is skipped; `draws` are arrays of noise."""
+    """Run the graphs once. `when` names an input without which the stage is skipped; `draws` are arrays of noise.
+
+    Where a dimension differs from result to result, each has noise of its own size, with zeros after it. `scattered`
+    are those that the source draws into tensors that are not contiguous, for which torch takes other numbers.
+    """
 
     graphs: tuple[Name, ...]
     when: Name | None = None
     draws: dict[Name, Shape] = {}
+    scattered: tuple[Name, ...] = ()
 
 
 class Guidance(_Struct, frozen=True):

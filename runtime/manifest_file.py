@@ -19,6 +19,7 @@ from mmrt.runtime.manifest import (
     NUMBERS,
     Array,
     Audio,
+    AudioOutput,
     Autoregress,
     Choice,
     Count,
@@ -58,6 +59,7 @@ _OPTIONS: dict[str, tuple[type, ...]] = {  # the kinds of input that set an opti
     "stop": (Strings,),
 }
 _LARGEST = 2**31  # elements of an array in its fixed dimensions
+_CHANNELS = 8  # of a sound
 
 
 class _Version(msgspec.Struct):
@@ -126,6 +128,8 @@ class _Check:
             if isinstance(output, TextOutput):
                 self._file(output.file, f"$.outputs.{name}.file")
                 self._fits(output.source, _Shape("int64", (None, None)), where, "a text")
+            elif isinstance(output, AudioOutput):
+                self._sound(output, f"$.outputs.{name}")
             else:
                 pixels = Array(dtype="uint8", shape=("batch", "height", "width", 3))
                 self._fits(output.source, pixels, where, "a picture")
@@ -311,7 +315,9 @@ class _Check:
         if isinstance(stage, Once):
             self._refers(stage.when, (Image, Text), f"{where}.when")
             for name, shape in stage.draws.items():
-                self.made[name] = self._drawn(shape, f"{where}.draws.{name}")
+                self.made[name] = self._drawn(shape, f"{where}.draws.{name}", stage.when)
+            strange = set(stage.scattered) - stage.draws.keys()
+            self._require(not strange, f"{where}.scattered", f"{_names(strange)} are not drawn")
         elif isinstance(stage, Diffuse):
             self._diffuse(where, stage)
         else:
@@ -356,6 +362,8 @@ class _Check:
             self._run(where, name)
 
     def _diffuse(self, where: str, stage: Diffuse) -> None:
+        named = [dim for dim in stage.latents[1:] if isinstance(dim, str)]
+        self._require(not named, f"{where}.latents", f"{_names(named)} are no sizes of latents")
         latents = self._drawn(stage.latents, f"{where}.latents")
         self._refers(stage.sampler, (Choice,), f"{where}.sampler")
         self._refers(stage.steps, (Int,), f"{where}.steps")
@@ -461,10 +469,25 @@ class _Check:
         made, shape = self.made[name], wanted if isinstance(wanted, _Shape) else _Shape.of(wanted)
         self._require(made.like(shape), where, f"{name!r} is made as {made}, {taker} takes {shape}")
 
-    def _drawn(self, shape: Shape, where: str) -> _Shape:
+    def _sound(self, output: AudioOutput, where: str) -> None:
+        made = self.made[output.source]
+        channels = made.dims[1] if len(made.dims) == 3 else 1
+        legal = made.dtype == "float32" and len(made.dims) in (2, 3) and channels is not None and channels <= _CHANNELS
+        what = (
+            f"{output.source!r} is made as {made}, a sound is float32(?, ?), or (?, channels, ?) with up to {_CHANNELS}"
+        )
+        self._require(legal, f"{where}.from", what)
+        if output.lengths is not None:
+            self._array(output.lengths, _Shape("int64", (None,)), f"{where}.lengths")
+            self._certain(output.lengths, None, f"{where}.lengths")
+
+    def _drawn(self, shape: Shape, where: str, when: str | None = None) -> _Shape:
         self._require(bool(shape) and shape[0] == "batch", where, "the first dimension of noise is 'batch'")
         self._require("batch" not in shape[1:], where, "only the first dimension of noise is 'batch'")
         self._not_absurd(shape, where)
+        for name in (dim for dim in shape[1:] if isinstance(dim, str)):
+            self._array(name, _Shape("int64", (None,)), where)
+            self._certain(name, when, where)
         ratios = [dim for dim in shape if isinstance(dim, Ratio)]
         self._require(
             self.sized or not ratios, where, "a size that follows from the request needs an input of kind 'size'"

@@ -45,6 +45,9 @@ class Noise(Protocol):
     def normal(self, shape: tuple[int, ...]) -> F32:
         """Draw float32 of `shape` with mean 0 and variance 1."""
 
+    def scattered(self, shape: tuple[int, ...]) -> F32:
+        """Draw as `normal`, but as torch does into a tensor that lies so in memory and is not contiguous."""
+
     def uniform(self) -> float:
         """Draw a double of [0, 1)."""
 
@@ -78,6 +81,15 @@ class TorchCpu:
             _make_normal(noise[-16:])
         return noise.reshape(shape)
 
+    def scattered(self, shape: tuple[int, ...]) -> F32:
+        """Draw what `torch.randn_like(x, generator=...)` gives next, x being of `shape` in memory and transposed.
+
+        Of whatever size, that is made as draws below 16 are. A transposed tensor of one row or column is contiguous.
+        """
+        if min(shape) == 1:
+            return self.normal(shape)
+        return np.array(self._few(math.prod(shape)), np.float32).reshape(shape)
+
     def uniform(self) -> float:
         """Draw what `torch.rand((), dtype=torch.float64, generator=...)` gives next: 53 bits of two words.
 
@@ -94,10 +106,14 @@ class TorchCpu:
     def _few(self, size: int) -> list[float]:
         normals = self._spare
         pairs = (size - len(normals) + 1) // 2
-        words = self._twister.randint(0, 1 << 32, (pairs, 2, 2), np.uint32).tolist()
-        for turn, height in words:
-            angle = 2 * math.pi * _to_double(*turn)
-            radius = math.sqrt(-2 * math.log1p(-_to_double(*height)))
+        words = self._twister.randint(0, 1 << 32, (pairs, 2, 2), np.uint32).astype(np.uint64)
+        uniform = (words[:, :, 0] << np.uint64(32) | words[:, :, 1]) & np.uint64((1 << 53) - 1)
+        turns, heights = (uniform * 2**-53).T
+        angles = (2 * math.pi * turns).tolist()
+        radii = np.sqrt(
+            -2 * np.array([*map(math.log1p, (-heights).tolist())])
+        ).tolist()  # NumPy's own differ by machine
+        for radius, angle in zip(radii, angles, strict=True):
             normals += [radius * math.cos(angle), radius * math.sin(angle)]
         self._spare = normals[size:]
         return normals[:size]
@@ -151,6 +167,10 @@ class TorchCuda:
     def fours(size: int, max_threads: int) -> int:
         """How far a draw of `size` normals moves the offset."""
         return -(-size // (4 * TorchCuda.threads(size, max_threads)))
+
+    def scattered(self, shape: tuple[int, ...]) -> F32:
+        """Draw as `normal`: each thread writes where its elements lie in memory."""
+        return self.normal(shape)
 
     def uniform(self) -> float:
         """Draw what `torch.rand((), dtype=torch.float64, device="cuda", generator=...)` gives next.

@@ -17,6 +17,7 @@ from mmrt.runtime.errors import BundleError, EngineError, RequestError
 from mmrt.runtime.events import Done, Event, Result
 from mmrt.runtime.request import Request
 from mmrt.runtime.selection import MEMORIES, Description, Engines, Memory, places, say_once
+from mmrt.runtime.sound import sounds
 from mmrt.runtime.stages import Run, distinct, guided
 from mmrt.runtime.stages.autoregress import autoregress, beams
 from mmrt.runtime.stages.diffuse import diffuse
@@ -198,6 +199,9 @@ class Pipeline:
             return [self._detokenizers[output.source].text(row) for row in array]
         if isinstance(output, manifest.VectorOutput):
             return list(array[run.rows[output.source]])
+        if isinstance(output, manifest.AudioOutput):
+            lengths = run.results(output.lengths) if output.lengths else None
+            return list(sounds(run.results(output.source), output.rate, lengths))
         from mmrt.runtime import media  # pillow is needed for pictures only
 
         wanted = (run.request.batch, run.request.height, run.request.width, 3)

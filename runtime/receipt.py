@@ -24,7 +24,7 @@ import numpy as np
 from mmrt.runtime.arrays import AnyArray, fitted
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import BundleError
-from mmrt.runtime.manifest import Audio, Image
+from mmrt.runtime.manifest import Audio, AudioOutput, Image
 from mmrt.runtime.pipeline import Pipeline
 
 GOLDEN = "golden.npz"
@@ -44,9 +44,9 @@ class Case(_Struct, frozen=True):
 
 
 class Check(_Struct, frozen=True):
-    """One array compared. Floats: largest and relative (L2) error and cosine; uint8: PSNR in dB, 100 where equal;
-    other whole numbers, such as tokens, are to be equal. `margin`: how clear the source's choice was, at most, where
-    the tokens of a row part from its."""
+    """One array compared. Floats: largest and relative (L2) error and cosine, sounds also the ratio of signal to error
+    (SNR); uint8: PSNR; both in dB, 100 where equal. Other whole numbers, such as tokens, are to be equal. `margin`: how
+    clear the source's choice was, at most, where the tokens of a row part from its."""
 
     what: str
     precision: str
@@ -56,6 +56,7 @@ class Check(_Struct, frozen=True):
     relative_error: float | None = None
     cosine: float | None = None
     psnr: float | None = None
+    snr: float | None = None
     margin: float | None = None
 
 
@@ -69,7 +70,7 @@ class Receipt(_Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision may cost: relative L2 error of floats, and PSNR of pixels in dB.
+    """What a precision may cost: relative L2 error of floats, PSNR of pixels and SNR of sounds in dB.
 
     Greedy tokens may part from the source's where its two best logits lie within `margin` standard deviations of all:
     six times what the relative error allows of one logit, where it is spread evenly. What follows then is not compared.
@@ -77,10 +78,15 @@ class Tolerance:
 
     relative: float
     psnr: float
+    snr: float
     margin: float = 0.0
 
 
-TOLERANCES = {"fp32": Tolerance(1e-3, 40), "fp16": Tolerance(2e-2, 35, 0.12), "int8": Tolerance(1e-1, 25, 0.6)}
+TOLERANCES = {
+    "fp32": Tolerance(1e-3, 40, 60),
+    "fp16": Tolerance(2e-2, 35, 30, 0.12),
+    "int8": Tolerance(1e-1, 25, 15, 0.6),
+}
 _BY_LOSS = ("fp32", "fp16", "int8")
 
 
@@ -99,6 +105,7 @@ def replay(pipeline: Pipeline) -> Iterator[Check]:
             for name, wanted in golden.arrays("graph", graph, number, "out").items():
                 yield _compare_named(f"{graph} {number}: {name}", outputs, name, wanted, precision)
     precision = max((variant.precision for variant in pipeline.variants.values()), key=_BY_LOSS.index)
+    sounds = {output.source for output in pipeline.manifest.outputs.values() if isinstance(output, AudioOutput)}
     pictures = {name for name, spec in pipeline.manifest.inputs.items() if isinstance(spec, Image | Audio)}
     for case in receipt.cases:
         if files := pictures & case.request.keys():
@@ -111,6 +118,9 @@ def replay(pipeline: Pipeline) -> Iterator[Check]:
         arrays = pipeline.arrays(**inputs)
         arrays = fitted(arrays, {name: array for graph in graphs.values() for name, array in graph.outputs.items()})
         for name, wanted in golden_outputs.items():
+            if name in sounds and name in arrays:
+                yield compare_sound(f"{case.name}: {name}", arrays[name], wanted, precision)
+                continue
             yield _compare_named(f"{case.name}: {name}", arrays, name, wanted, precision, margins.get(name))
 
 
@@ -135,6 +145,16 @@ def _compare_named(
     if margins is not None and TOLERANCES[precision].margin:
         return compare_tokens(what, arrays[name], wanted, margins, precision)
     return compare(what, arrays[name], wanted, precision)
+
+
+def compare_sound(what: str, found: AnyArray, wanted: AnyArray, precision: str) -> Check:
+    """Compare sounds, float32, at the tolerance of the precision."""
+    check, tolerance = compare(what, found, wanted, precision), TOLERANCES[precision].snr
+    if check.relative_error is None:
+        return check
+    known = check.relative_error < math.inf  # False for NaN
+    snr = min(100.0, -20 * math.log10(max(check.relative_error, 1e-9))) if known else -math.inf
+    return msgspec.structs.replace(check, passed=snr >= tolerance, wanted=f"SNR >= {tolerance:g} dB", snr=snr)
 
 
 def compare_tokens(what: str, found: AnyArray, wanted: AnyArray, margins: AnyArray, precision: str) -> Check:

@@ -14,10 +14,11 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmrt.runtime import manifest as m
-from mmrt.runtime.errors import RequestError
+from mmrt.runtime.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     from mmrt.runtime.arrays import AnyArray
@@ -209,14 +210,26 @@ def _memory() -> int:
     return min(limits, default=1 << 40)
 
 
-def dimensions(shape: m.Shape, width: int, height: int) -> tuple[int, ...]:
-    """A manifest's shape at this size, less its first dimension, the batch."""
+def dimensions(
+    shape: m.Shape, width: int, height: int, lengths: Mapping[str, int] = MappingProxyType({})
+) -> tuple[int, ...]:
+    """A manifest's shape at this size, less its first dimension, the batch. What is not among `lengths` counts as 1."""
     sizes = {"height": height, "width": width}
     found = []
     for dim in shape[1:]:
-        assert not isinstance(dim, str)
-        found.append(math.prod(sizes[name] for name in dim.of) // dim.per if isinstance(dim, m.Ratio) else dim)
+        if isinstance(dim, str):
+            found.append(lengths.get(dim, 1))
+        else:
+            found.append(math.prod(sizes[name] for name in dim.of) // dim.per if isinstance(dim, m.Ratio) else dim)
     return tuple(found)
+
+
+def check_noise(sizes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse arrays of noise of such sizes where they are none, or do not fit into memory."""
+    if min(map(min, sizes)) < 1:
+        raise BundleError(f"noise is of the size {min(sizes, key=min)}, wanted 1 or more in each dimension")
+    if (needed := 4 * len(sizes) * math.prod(map(max, zip(*sizes, strict=True)))) > _memory():
+        raise RequestError(f"{len(sizes)} results need {needed / 1e9:,.0f} GB of noise: ask for fewer or shorter ones")
 
 
 def _text(name: str, spec: m.Text, value: Any) -> list[str] | None:

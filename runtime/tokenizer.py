@@ -54,6 +54,8 @@ class Tokenizer:
         return self._pad([[*before, *self._ids(encoding), *after] for encoding in encodings])
 
     def _check(self, text: str, encoding: tokenizers.Encoding) -> None:
+        if self._spec.needed and not encoding.ids:
+            raise RequestError(f"the text has nothing that the model knows: {text[:40]!r}")
         if self._spec.mask is not None:
             count = len(encoding.ids) + self._spec.length - self._room
             if count > self._spec.length:

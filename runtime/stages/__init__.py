@@ -16,7 +16,7 @@ from mmrt.runtime.errors import BundleError
 from mmrt.runtime.events import Segment
 from mmrt.runtime.manifest import Autoregress, Diffuse, Shape
 from mmrt.runtime.noise import GENERATORS, Noise
-from mmrt.runtime.request import Request, dimensions
+from mmrt.runtime.request import Request, check_noise, dimensions
 from mmrt.runtime.search import Completion
 from mmrt.runtime.tokenizer import Detokenizer
 
@@ -94,9 +94,26 @@ class Run:
             found[name] = self.device.take_rows(self.arrays[name], np.repeat(rows[:: self.request.count], each))
         return found
 
+    def results(self, name: str) -> AnyArray:
+        """An array's row for each result, as NumPy has it."""
+        return self.device.get(self.device.take_rows(self.arrays[name], self.rows[name][-self.request.batch :]))
+
     def draw(self, shape: Sequence[int]) -> Float32:
         """Normal noise (batch, *shape), each result's from its own seed."""
         return np.stack([noise.normal(tuple(shape)) for noise in self.noise])
+
+    def drawn(self, shape: Shape, scattered: bool) -> Float32:
+        """Normal noise of a manifest's shape (batch, *longest): each result's of its own size, and zeros after it."""
+        names = {dim for dim in shape[1:] if isinstance(dim, str)}
+        columns = [self.results(name).tolist() for name in names]
+        lengths = [dict(zip(names, sizes, strict=True)) for sizes in zip(*columns, strict=True)]
+        request = self.request
+        sizes = [dimensions(shape, request.width, request.height, each) for each in lengths or [{}] * request.batch]
+        check_noise(sizes)
+        whole = np.zeros((len(sizes), *map(max, zip(*sizes, strict=True))), np.float32)
+        for row, size, noise in zip(whole, sizes, self.noise, strict=True):
+            row[tuple(map(slice, size))] = noise.scattered(size) if scattered else noise.normal(size)
+        return whole
 
     def uniforms(self) -> list[Callable[[], float]]:
         """For each result, a function that draws from [0, 1)."""

@@ -18,7 +18,7 @@ def once(stage: manifest.Once, engines: Mapping[str, Engine], run: Run) -> Itera
     if stage.when is not None and not run.request.given(stage.when):
         return
     for name, shape in stage.draws.items():
-        run.bring(name, run.draw(run.shape(shape)), np.arange(run.request.batch))
+        run.bring(name, run.drawn(shape, name in stage.scattered), np.arange(run.request.batch))
     for graph in stage.graphs:
         engine = engines[graph]
         rows = run.join(engine.inputs)

@@ -162,6 +162,16 @@ def test_cuda_draw_depends_only_on_how_much_came_before(seed: int, sizes: list[i
     np.testing.assert_array_equal(drawn.normal((2, 5)), ones.normal((2, 5)))
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3), (40, 192), (1, 33), (33, 1)])
+def test_scattered_draws_are_those_of_transposed_tensors(shape: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    generator, drawn = torch.Generator().manual_seed(5), noise.TorchCpu(5)
+    for size in (3, 20):  # the second of a pair that is left over waits, whatever comes between
+        wanted = torch.randn(size, generator=generator), torch.empty(shape).T.normal_(generator=generator).T
+        np.testing.assert_array_equal(drawn.normal((size,)), wanted[0].numpy())
+        np.testing.assert_array_equal(drawn.scattered(shape), wanted[1].numpy())
+
+
 def test_cuda_card_matters_only_to_larger_draws() -> None:
     small, large = noise.TorchCuda(6, max_threads=1024), noise.TorchCuda(6)
     np.testing.assert_array_equal(small.normal((1024,)), large.normal((1024,)))
