@@ -63,16 +63,16 @@ def tokenizer_file(tokenizer: Any, path: str) -> tuple[bytes, Tokenize]:
         lower: tuple[Cleaning, ...] = ("lower",) if tokenizer.do_lower_case else ()
         cleaning: tuple[Cleaning, ...] = ("pieces", *lower, "punctuation", "blanks")
         spec = msgspec.structs.replace(spec, clean=cleaning, after=(tokenizer.eos_token_id,))
-        content = _content(sentencepiece.source(tokenizer, codes=False))
+        content = serialized(sentencepiece.source(tokenizer, codes=False))
     else:
-        content = _content(_fast(tokenizer))
+        content = serialized(_fast(tokenizer))
     if tokenizer.padding_side != "right":
         raise ExportError(f"tokenizer: padding_side is {tokenizer.padding_side!r}, wanted 'right'")
-    ours = _read(content, lambda file: Tokenizer(file, spec))
+    ours = read_back(content, lambda file: Tokenizer(file, spec))
     with quiet():
         found = ours(PROBES)[0].tolist()
         wanted = tokenizer(list(PROBES), padding="max_length", max_length=spec.length, truncation=True)["input_ids"]
-    _same_ids(PROBES, found, wanted)
+    same_ids(PROBES, found, wanted)
     return content, spec
 
 
@@ -99,12 +99,12 @@ def open_clip_tokenizer(tokenizer: Any, path: str, mask: str | None) -> tuple[by
     spec = Tokenize(
         file=path, length=tokenizer.context_length, pad=0, mask=mask, before=before, after=after, clean=cleaning
     )
-    content = _content(fast)
+    content = serialized(fast)
     roomy = msgspec.structs.replace(spec, length=_LONGEST, mask="mask")
     with quiet():
-        found, own = _read(content, lambda file: Tokenizer(file, roomy))(PROBES)
+        found, own = read_back(content, lambda file: Tokenizer(file, roomy))(PROBES)
         wanted = [[*before, *tokenizer.encode(text), *after] for text in PROBES]
-    _same_ids(PROBES, [row[each].tolist() for row, each in zip(found, own, strict=True)], wanted, "open_clip")
+    same_ids(PROBES, [row[each].tolist() for row, each in zip(found, own, strict=True)], wanted, "open_clip")
     return content, spec
 
 
@@ -140,8 +140,8 @@ def source_tokenizer(
         fast.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
     pad = next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
     spec = Tokenize(file=path, length=length, pad=pad, mask=mask, before=before, after=after)
-    content = _content(fast)
-    ours = _read(content, lambda file: Tokenizer(file, msgspec.structs.replace(spec, length=_LONGEST)))
+    content = serialized(fast)
+    ours = read_back(content, lambda file: Tokenizer(file, msgspec.structs.replace(spec, length=_LONGEST)))
     _prove_source(tokenizer, ours, known, language or "")
     return content, spec
 
@@ -187,13 +187,13 @@ def prompt_tokenizer(
     found = msgspec.structs.replace(
         spec, file=path, before=(*before, *spec.before), after=(*spec.after, *after), prefix=words[0], suffix=words[1]
     )
-    content = _content(fast)
+    content = serialized(fast)
     alone = msgspec.structs.replace(found, length=_LONGEST, before=before, after=after, mask="mask")
-    ours = _read(content, lambda file: Tokenizer(file, alone))
+    ours = read_back(content, lambda file: Tokenizer(file, alone))
     with quiet():
         ids, mask = ours(PROBES)
         wanted = [tokenizer(words[0] + text + words[1], add_special_tokens=special)["input_ids"] for text in PROBES]
-    _same_ids(PROBES, [row[own].tolist() for row, own in zip(ids, mask, strict=True)], wanted)
+    same_ids(PROBES, [row[own].tolist() for row, own in zip(ids, mask, strict=True)], wanted)
     return content, found
 
 
@@ -207,8 +207,8 @@ def target_tokenizer(tokenizer: Any, path: str, source: str = "sequences") -> tu
     if type(fast.model).__name__ == "BPE":  # transformers 5 does not clean these, if not told to by all means
         clean &= getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True)
     silent = _timestamps(tokenizer)
-    content = _silenced(_content(fast), silent)
-    _prove_target(tokenizer, _read(content, lambda file: Detokenizer(file, clean)), silent)
+    content = _silenced(serialized(fast), silent)
+    _prove_target(tokenizer, read_back(content, lambda file: Detokenizer(file, clean)), silent)
     return content, TextOutput(source=source, file=path, clean=clean)
 
 
@@ -255,14 +255,16 @@ def _fast(tokenizer: Any) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(fast.to_str())
 
 
-def _content(fast: tokenizers.Tokenizer) -> bytes:
+def serialized(fast: tokenizers.Tokenizer) -> bytes:
+    """The file that the runtime reads: without truncation and padding, which it does itself."""
     fast.no_truncation()
     fast.no_padding()
     content: str = fast.to_str(pretty=False)
     return content.encode()
 
 
-def _read(content: bytes, read: Callable[[Path], _Read]) -> _Read:
+def read_back(content: bytes, read: Callable[[Path], _Read]) -> _Read:
+    """What the runtime reads of such a file. Raises `ExportError` where it refuses it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
         file.write_bytes(content)
@@ -279,7 +281,7 @@ def _prove_source(tokenizer: Any, ours: Tokenizer, known: Mapping[str, int], lan
         with quiet():
             ids, mask = ours(probes, {language: known[code]} if code else {})
             wanted = _their_ids(tokenizer, probes, code)
-        _same_ids(probes, [row[own].tolist() for row, own in zip(ids, mask, strict=True)], wanted)
+        same_ids(probes, [row[own].tolist() for row, own in zip(ids, mask, strict=True)], wanted)
 
 
 def _their_ids(tokenizer: Any, texts: Sequence[str], code: str) -> list[list[int]]:
@@ -295,9 +297,10 @@ def _their_ids(tokenizer: Any, texts: Sequence[str], code: str) -> list[list[int
         tokenizer.src_lang = before
 
 
-def _same_ids(
+def same_ids(
     texts: Sequence[str], found: Sequence[list[int]], wanted: Sequence[list[int]], source: str = "transformers"
 ) -> None:
+    """Raises `ExportError` where ids differ from those of the source."""
     for text, ids, theirs in zip(texts, found, wanted, strict=True):
         if ids != theirs:
             at = next((place for place, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), len(ids))

@@ -18,6 +18,7 @@ from mmrt.export.families import (
     seq2seq,
     stable_diffusion,
     vision_language,
+    vits,
     whisper,
 )
 from mmrt.export.recipe import Recipe
@@ -44,6 +45,7 @@ FAMILIES: dict[str, Family] = {
     "dalle": Family(dalle.claims, dalle.recipe, dalle.CLASSES),
     "vision-language": Family(vision_language.claims, vision_language.recipe, vision_language.CLASSES),
     "janus": Family(janus.claims, janus.recipe, janus.CLASSES),
+    "vits": Family(vits.claims, vits.recipe, vits.CLASSES),
     "whisper": Family(whisper.claims, whisper.recipe, whisper.CLASSES),
 }
 
