@@ -362,9 +362,9 @@ class _Check:
             self._run(where, name)
 
     def _diffuse(self, where: str, stage: Diffuse) -> None:
+        latents = self._drawn(stage.latents, f"{where}.latents")
         named = [dim for dim in stage.latents[1:] if isinstance(dim, str)]
         self._require(not named, f"{where}.latents", f"{_names(named)} are no sizes of latents")
-        latents = self._drawn(stage.latents, f"{where}.latents")
         self._refers(stage.sampler, (Choice,), f"{where}.sampler")
         self._refers(stage.steps, (Int,), f"{where}.steps")
         self._refers(stage.strength, (Float,), f"{where}.strength")
