@@ -8,8 +8,12 @@ the host wait after each replay.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,12 +43,13 @@ class CudaOnnxEngine(OnnxEngine):
                 f"ONNX Runtime {ort.__version__} is here without {wanted}: pip uninstall onnxruntime, then "
                 "pip install 'mmrt[cuda]'"
             )
-        _preload()
+        missing = _preload()
+        ort.set_default_logger_severity(4)  # why a provider cannot be loaded is said below, in one line
         super().__init__(graph, spec, file, providers=providers)
         if self._session.get_providers()[0] != wanted:  # it goes on without one that it cannot load
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} cannot load its {wanted}: CUDA's libraries or cuDNN are missing or of "
-                "another version: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+                f"another version{missing}: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -128,7 +133,13 @@ def _free(dim: int | str, sizes: Mapping[str, int]) -> bool:
     return isinstance(dim, str) and dim not in sizes
 
 
-def _preload() -> None:
-    """Let ONNX Runtime find CUDA's libraries and cuDNN among the installed packages, where it can look there."""
-    if "CUDAExecutionProvider" in ort.get_available_providers() and hasattr(ort, "preload_dlls"):
+@cache
+def _preload() -> str:
+    """Let ONNX Runtime find the libraries of CUDA among the installed packages; which it misses, if any."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers() or not hasattr(ort, "preload_dlls"):
+        return ""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints what it misses
         ort.preload_dlls(directory="")
+    failed = re.search(r"Failed to load (\S+):", said.getvalue())
+    return f" ({failed[1]})" if failed else ""

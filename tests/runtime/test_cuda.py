@@ -1,4 +1,4 @@
-"""The GPU's path on a double of the driver: whole pipelines give what they give on the CPU."""
+"""The GPU's path gives what the CPU's gives: on a double of the driver, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import bundles
+import msgspec
 import numpy as np
 import pytest
 from cuda_double import Double, load_captured
 from emulation import COMPILER, Emulator
 
-from mmrt.runtime import engines, selection
-from mmrt.runtime.devices import cuda
+from mmrt.runtime import engines, samplers, selection
+from mmrt.runtime.devices import cpu, cuda, driver
 from mmrt.runtime.engines import Backend
-from mmrt.runtime.errors import EngineError
+from mmrt.runtime.errors import EngineError, RequestError
 from mmrt.runtime.events import Done, Step
 from mmrt.runtime.pipeline import Pipeline, load
 from mmrt.runtime.receipt import replay
+from mmrt.runtime.schedule import Schedule
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
+LIBRARY = driver._library  # before the tests are told that there is none
 PICTURE = np.random.default_rng(3).integers(0, 256, (24, 32, 3)).astype(np.uint8)
 PROMPT = ["a red heart", "blue car"]
 
@@ -41,12 +44,25 @@ def double(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Double:
     return made
 
 
-@pytest.fixture(params=["onnx", "captured"])
-def on_gpu(request: pytest.FixtureRequest, double: Double, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+@pytest.fixture
+def hardware(monkeypatch: pytest.MonkeyPatch) -> cuda.Gpu:
+    """The first GPU of this machine itself."""
+    monkeypatch.setattr(driver, "_library", LIBRARY)
+    try:
+        return cuda.gpu(0)
+    except EngineError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["onnx", "captured", pytest.param("hardware", marks=pytest.mark.gpu)])
+def on_gpu(request: pytest.FixtureRequest, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """The handmade bundle there, by ONNX Runtime, or by an engine whose steps are captured as CUDA graphs."""
+    request.getfixturevalue("hardware" if request.param == "hardware" else "double")
     if request.param == "captured":
-        known = {"tensorrt": Backend(("cuda",), ("onnx",), load_captured), **engines.ENGINES}
-        monkeypatch.setattr(selection, "ENGINES", known)
+        known = {"tensorrt": Backend(("cuda",), ("onnx",), load_captured)}
+    else:
+        known = {"onnx": engines.ENGINES["onnx"]}
+    monkeypatch.setattr(selection, "ENGINES", known)
     return load(handmade, device="cuda")
 
 
@@ -108,12 +124,15 @@ def test_previews(on_gpu: Pipeline, pipeline: Pipeline) -> None:
             assert np.abs(difference).max() <= 1
 
 
-def test_all_memory_goes_back(double: Double, on_gpu: Pipeline) -> None:
-    for event in on_gpu.stream(PROMPT, steps=8):
+@pytest.mark.parametrize("load_", [load_captured, engines.ENGINES["onnx"].load])
+def test_all_memory_goes_back(load_: Any, double: Double, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "ENGINES", {"one": Backend(("cuda",), ("onnx",), load_)})
+    loaded = load(handmade, device="cuda")
+    for event in loaded.stream(PROMPT, steps=8):
         if isinstance(event, Step) and event.number == 3:
             break
     del event
-    on_gpu.generate(PROMPT)
+    loaded.generate(PROMPT)
     gc.collect()
     for stream in double.streams:
         stream.work()
@@ -134,12 +153,12 @@ def test_two_requests_at_a_time_do_not_meet(on_gpu: Pipeline, pipeline: Pipeline
 
 
 def test_what_cannot_be_captured_goes_on_without_a_graph(
-    double: Double, on_gpu: Pipeline, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
+    on_gpu: Pipeline, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
 ) -> None:
     def refuse(*_: object) -> None:
         raise EngineError("a double: a CUDA graph cannot be captured: because")
 
-    monkeypatch.setattr(double, "capture", refuse)
+    monkeypatch.setattr(cuda.gpu(0).driver, "capture", refuse)
     request = {"prompt": PROMPT, "seed": 3}
     wanted = pipeline.arrays(**request)
     with warnings.catch_warnings(record=True) as said:
@@ -163,8 +182,9 @@ def test_timings(on_gpu: Pipeline) -> None:
 # ---------------------------------------------------------------- arrays
 
 
-@pytest.fixture
-def device(double: Double) -> cuda.Cuda:
+@pytest.fixture(params=["double", pytest.param("hardware", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> cuda.Cuda:
+    request.getfixturevalue(request.param)
     return cuda.gpu(0).device()
 
 
@@ -196,3 +216,43 @@ def test_rows_are_taken(device: cuda.Cuda) -> None:
     array = device.put(given)
     assert device.take_rows(array, np.arange(4)) is array
     np.testing.assert_array_equal(device.get(device.take_rows(array, np.array([3, 0, 0]))), given[[3, 0, 0]])
+
+
+def test_a_recorded_loop_gives_what_the_loop_gives(device: cuda.Cuda) -> None:
+    """A sampler's table alone, its prediction being what was its input: everything that changes lies in arrays."""
+    table = samplers.table(msgspec.convert(bundles.SCHEDULE, Schedule), samplers.Sampler(kind="unipc"), 7)
+    noise = np.random.default_rng(4).normal(size=(2, 4, 3, 5)).astype(np.float32)
+
+    def follow(on: Any) -> np.ndarray:
+        prediction, latents = on.empty((4, 4, 3, 5), np.float32), on.put(noise.copy())
+        timestep, step = on.empty((4,), np.float32), on.put(np.array([-1, 0], np.int32))
+        history, coefficients = (
+            on.empty((len(table.rows[0].b), *noise.shape), np.float32),
+            on.put(table.coefficients(3.0)),
+        )
+
+        def advance() -> None:
+            on.guide_and_step(prediction, latents, history, prediction, timestep, coefficients, step)
+
+        advance()
+        go_on = on.record(advance) or advance
+        for _ in table.rows:
+            go_on()
+        found: np.ndarray = on.get(latents)
+        return found
+
+    np.testing.assert_allclose(follow(device), follow(cpu), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_other_libraries_share_arrays(hardware: cuda.Gpu) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA here")
+    device, given = hardware.device(), np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    tensor = torch.from_dlpack(device.put(given))
+    assert tensor.device.type == "cuda"
+    np.testing.assert_array_equal(tensor.cpu().numpy(), given)
+    np.testing.assert_array_equal(device.get(device.borrow(tensor * 2)), 2 * given)
+    with pytest.raises(RequestError, match="strides"):
+        device.borrow(tensor.transpose(0, 2))
