@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,13 +26,6 @@ from mmrt.runtime.errors import RequestError
 from mmrt.runtime.schedule import Prediction, Schedule, alphas_cumprod, need, need_choices
 
 Array = NDArray[np.float64]
-
-COLUMNS = (
-    "timestep", "scale", "p", "q", "a", "s", "signal", "noise", "denoised_x", "denoised_v",
-    "draws", "guidance", "rescale", "unscaled",
-)  # fmt: skip
-"""What a row of `Table.coefficients` holds before b: `Row`'s fields; how many rows before it drew fresh noise; the
-guidance scale; how much of the guided prediction is brought to the conditional one's spread, and how much is left."""
 
 _COMMON = {"kind", "spacing", "steps_offset"}
 _MULTISTEP = _COMMON | {"zero_snr", "final_sigma", "sigmas", "solver_order", "lower_order_final"}
@@ -124,6 +117,38 @@ class Row:
     noise: float
 
 
+class Coefficients(NamedTuple):
+    """What a row of `Table.coefficients` holds before its b: numbers that are float32.
+
+    draws is how many rows before drew fresh noise; the guided prediction is brought to the conditional one's spread by
+    the share rescale, and left by unscaled; all others are `Row`'s.
+    """
+
+    timestep: float
+    scale: float
+    p: float
+    q: float
+    a: float
+    s: float
+    signal: float
+    noise: float
+    denoised_x: float
+    denoised_v: float
+    draws: float
+    guidance: float
+    rescale: float
+    unscaled: float
+
+    @classmethod
+    def of(cls, table: NDArray[np.float32], row: int) -> tuple[Coefficients, list[float]]:
+        """A row of a table, and its b."""
+        numbers = table[row].tolist()
+        return cls(*numbers[: len(COLUMNS)]), numbers[len(COLUMNS) :]
+
+
+COLUMNS = Coefficients._fields
+
+
 @dataclass(frozen=True)
 class Table:
     """The rows of a loop. Heun has 2 n - 1 for n steps, PNDM n + 1, all others n.
@@ -145,7 +170,7 @@ class Table:
         return self.rows[0].noise
 
     def coefficients(self, guidance: float = 1.0, rescale: float = 0.0) -> NDArray[np.float32]:
-        """The table as a device reads it, (rows + 1, `COLUMNS` and then b).
+        """The table as a device reads it, (rows + 1, `Coefficients` and then b).
 
         The last row is where the loop ends, at no noise: it does nothing, and its scale is 1.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -27,26 +28,54 @@ def sources() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy so that nothing is left in the repository."""
-    folder = tmp_path_factory.mktemp("package")
-    source = folder / "source"
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel is built of, so that nothing is left in the repository."""
+    source = tmp_path_factory.mktemp("package") / "source"
     source.mkdir()
-    for name in (*FOLDERS, "src/mmrt", "pyproject.toml", "LICENSE", "README.md"):
+    for name in (*FOLDERS, "src/mmrt", "pyproject.toml", "setup.py", "LICENSE", "README.md"):
         (source / name).parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-a", str(ROOT / name), str(source / name)], check=True)
+    return source
+
+
+def build(source: Path, into: Path, path: Path) -> Path:
+    """The wheel that is built where the commands of `path` are."""
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", folder, source],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", into, source],
         check=True, capture_output=True, text=True,
+        env=os.environ | {"PATH": str(path), "CUDA_HOME": "", "CUDA_PATH": ""},
     )  # fmt: skip
-    [made] = folder.glob("*.whl")
+    shutil.rmtree(source / "build")
+    [made] = into.glob("*.whl")
     return made
 
 
-def test_the_wheel_holds_exactly_the_sources(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it is without CUDA's compiler."""
+    return build(copied, tmp_path_factory.mktemp("wheel"), Path("/nowhere"))
+
+
+def names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == sources()
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_the_wheel_holds_exactly_the_sources(wheel: Path) -> None:
+    assert names(wheel) == sources()
+
+
+def test_the_wheel_holds_the_kernels_where_they_can_be_compiled(copied: Path, tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(
+        f"#!{sys.executable}\nimport sys\nprint('compute_75')\n"
+        "if '-o' in sys.argv: open(sys.argv[sys.argv.index('-o') + 1], 'w').write('compiled')\n"
+    )
+    nvcc.chmod(0o755)
+    found = build(copied, tmp_path, tmp_path)
+    assert names(found) == sources() | {"mmrt/runtime/kernels/kernels.fatbin"}
+    with zipfile.ZipFile(found) as archive:
+        assert archive.read("mmrt/runtime/kernels/kernels.fatbin") == b"compiled"
 
 
 def test_the_wheel_has_a_command_and_a_licence(wheel: Path) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mmrt.runtime import logits as rule
 from mmrt.runtime.arrays import AnyArray, Float32, Float64, Int32, Int64, UInt8, UInt32, UInt64
 from mmrt.runtime.noise import TorchCuda
-from mmrt.runtime.samplers import COLUMNS
+from mmrt.runtime.samplers import Coefficients
 from mmrt.runtime.search import Rules
 
 if TYPE_CHECKING:
@@ -64,10 +64,11 @@ def seconds(start: float, end: float) -> float:
     return end - start
 
 
-def guide(prediction: Float32, scale: float) -> Float32:
+def guide(prediction: Float32, scale: float, out: Float32 | None = None) -> Float32:
     """Classifier-free guidance, (2 batch, ...) -> (batch, ...): u + scale (c - u), with `[u..., c...]` the rows."""
-    unconditional, conditional = np.split(prediction, 2)
-    guided = conditional - unconditional
+    batch = len(prediction) // 2
+    unconditional, conditional = prediction[:batch], prediction[batch:]
+    guided = np.subtract(conditional, unconditional, out=out)
     guided *= np.float32(scale)
     guided += unconditional
     return guided
@@ -104,52 +105,43 @@ def guide_and_step(
     denoised     float32 (batch, ...), becomes what the model takes the clean sample to be
     factor       float32 (batch,), where the guidance has a rescale: becomes what it scaled by
     """
-    number = int(step[0])
+    number, inputs = int(step[0]), model_input.reshape(-1, *latents.shape)
+    part = inputs[0] if inputs.dtype == np.float32 else np.empty_like(latents)  # nothing is allocated where it can be
     if number >= 0:
-        _update(_guided(prediction, latents, table[number], factor), latents, history, table, number, noise, denoised)
-    following = dict(zip(COLUMNS, table[number + 1], strict=False))
-    model_input.reshape(-1, *latents.shape)[:] = following["scale"] * latents
-    timestep[:] = following["timestep"]
+        row, weights = Coefficients.of(table, number)
+        entry = history[number % len(history)]
+        guided = _guided(prediction, row, factor, entry)
+        if denoised is not None:
+            np.multiply(latents, row.denoised_x, out=denoised)
+            denoised += np.multiply(guided, row.denoised_v, out=part)
+        np.multiply(guided, row.q, out=entry)
+        if row.p:
+            entry += np.multiply(latents, row.p, out=part)
+        latents *= row.a
+        for back, weight in enumerate(weights):
+            if weight:
+                latents += np.multiply(history[(number - back) % len(history)], weight, out=part)
+        if row.s:
+            assert noise is not None
+            latents += np.multiply(noise[int(row.draws) % len(noise)], row.s, out=part)
+    following, _ = Coefficients.of(table, number + 1)
+    inputs[0] = np.multiply(latents, following.scale, out=part)
+    inputs[1:] = inputs[0]
+    timestep[:] = following.timestep
     step[0] += 1
 
 
-def _guided(prediction: AnyArray, latents: Float32, row: Float32, factor: Float32 | None) -> Float32:
+def _guided(prediction: AnyArray, row: Coefficients, factor: Float32 | None, out: Float32) -> Float32:
+    """The prediction itself, or what guidance makes of it, in `out`."""
     prediction = prediction.astype(np.float32, copy=False)
-    if len(prediction) == len(latents):
+    if len(prediction) == len(out):
         return prediction
-    coefficients = dict(zip(COLUMNS, row, strict=False))
-    guided = guide(prediction, coefficients["guidance"])
+    guide(prediction, row.guidance, out)
     if factor is not None:
-        factor[:] = (_spread(prediction[len(latents) :]) / _spread(guided)).ravel()
-        mixed = coefficients["rescale"] * factor + coefficients["unscaled"]
-        guided *= mixed.reshape(-1, *[1] * (guided.ndim - 1))
-    return guided
-
-
-def _update(
-    guided: Float32,
-    latents: Float32,
-    history: Float32,
-    table: Float32,
-    number: int,
-    noise: Float32 | None,
-    denoised: Float32 | None,
-) -> None:
-    row = dict(zip(COLUMNS, table[number], strict=False))
-    if denoised is not None:
-        np.multiply(latents, row["denoised_x"], out=denoised)
-        denoised += row["denoised_v"] * guided
-    depth = len(history)
-    entry = np.multiply(guided, row["q"], out=history[number % depth])
-    if row["p"]:
-        entry += row["p"] * latents
-    latents *= row["a"]
-    for back, weight in enumerate(table[number, len(COLUMNS) :]):
-        if weight:
-            latents += weight * history[(number - back) % depth]
-    if row["s"]:
-        assert noise is not None
-        latents += row["s"] * noise[int(row["draws"]) % len(noise)]
+        factor[:] = (_spread(prediction[len(out) :]) / _spread(out)).ravel()
+        mixed = row.rescale * factor + row.unscaled
+        out *= mixed.reshape(-1, *[1] * (out.ndim - 1))
+    return out
 
 
 def take_rows(array: AnyArray, rows: Int64) -> AnyArray:
@@ -178,10 +170,10 @@ def normal(
     start = int(offset[0])
     if table is not None:
         assert step is not None
-        row = dict(zip(COLUMNS, table[step[0]], strict=False))
-        if step[0] < 0 or row["s"] == 0:
+        row, _ = Coefficients.of(table, int(step[0]))
+        if step[0] < 0 or row.s == 0:
             return
-        start += int(row["draws"]) * TorchCuda.fours(out[0].size, max_threads)
+        start += int(row.draws) * TorchCuda.fours(out[0].size, max_threads)
     for picture, seed in zip(out, seeds.tolist(), strict=True):
         picture[:] = TorchCuda(seed, max_threads, start).normal(picture.shape)
 
@@ -197,9 +189,9 @@ def blend(
     noise        float32, like it
     model_input  float (copies batch, channels, ...), as in `guide_and_step`, as are table and step
     """
-    row = dict(zip(COLUMNS, table[step[0]], strict=False))
-    latents[:] = mask * latents + (1 - mask) * (row["signal"] * known + row["noise"] * noise)
-    model_input.reshape(-1, *latents.shape)[:] = row["scale"] * latents
+    row, _ = Coefficients.of(table, int(step[0]))
+    latents[:] = mask * latents + (1 - mask) * (row.signal * known + row.noise * noise)
+    model_input.reshape(-1, *latents.shape)[:] = row.scale * latents
 
 
 def choose_token(

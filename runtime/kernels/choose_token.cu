@@ -239,7 +239,7 @@ template <class T> DEVICE void choose_token(
 }
 
 #define CHOOSE_TOKEN(T)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(1024) choose_token_##T(                                               \
+    extern "C" __global__ void __launch_bounds__(512) choose_token_##T(                                                \
         const T *logits, float *scores, int64 *history, const int *starts, const float *rules, const int *forbidden,   \
         const int *forced, const int *ends, const double *uniforms, int64 *tokens, int64 *positions, int *ended,       \
         int *state, int vocabulary, int copies, int capacity, int forbids, int forces, int endings, int slots          \

@@ -107,7 +107,7 @@ template <class M> DEVICE void blend(
 }
 
 #define RESCALE_OF(T)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(1024) rescale_##T(                                                    \
+    extern "C" __global__ void __launch_bounds__(512) rescale_##T(                                                     \
         const T *prediction, float *factor, const float *table, const int *step, int each, int width                   \
     ) {                                                                                                                \
         rescale(prediction, factor, table, step, each, width);                                                         \

@@ -23,7 +23,7 @@ from mmrt.runtime.samplers import COLUMNS
 FLOATS = ("float32", "float16", "bfloat16")
 THREADS = 256
 WIDE = 4  # elements that a thread takes at once: 16 bytes of float32
-ROW_THREADS = 1024  # of a block that looks at a whole row or picture
+ROW_THREADS = 512  # of a block that looks at a whole row or picture
 PARTS = 48 << 10  # bytes of shared memory that every card gives a block without asking
 
 
