@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EMOJI, TRANSLATOR = EXAMPLES / "emoji" / "checkpoint", EXAMPLES / "translator" / "checkpoint"
@@ -10,10 +11,20 @@ SIZES_OF_MARIAN = {"attention_heads": 8, "ffn_dim": 2048}
 
 
 def sd15(folder: Path) -> Path:
-    """SD 1.5's text encoder (123 M), UNet (860 M) and VAE (84 M) with random weights, in fp16 files.
+    """SD 1.5's text encoder (123 M), UNet (860 M) and VAE (84 M) with random weights, in fp16 files."""
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    return _stable_diffusion(folder, text, {"cross_attention_dim": 768, "attention_head_dim": 8})
 
-    The tokenizer is the emoji example's: the ids differ from CLIP's, the work does not.
-    """
+
+def sd_turbo(folder: Path) -> Path:
+    """SD-Turbo's, which are SD 2.1's: text encoder (340 M), UNet (866 M) and VAE, the same way."""
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    unet = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+    return _stable_diffusion(folder, text | {"hidden_act": "gelu"}, unet)
+
+
+def _stable_diffusion(folder: Path, text: dict[str, Any], unet: dict[str, Any]) -> Path:
+    """The tokenizer is the emoji example's: the ids differ from CLIP's, the work does not."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -22,20 +33,12 @@ def sd15(folder: Path) -> Path:
         return folder
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(EMOJI / "tokenizer", model_max_length=77)
-    text = CLIPTextConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     levels = 4
     pipeline = StableDiffusionPipeline(
         tokenizer=tokenizer,
-        text_encoder=CLIPTextModel(text).half(),
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).half(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text, **ids)).half(),
+        unet=UNet2DConditionModel(sample_size=64, **unet).half(),
         vae=AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * levels,

@@ -189,7 +189,7 @@ class Driver:
 
     def load(self) -> Callable[[str], Any]:
         """The kernels, compiled for this GPU, by their names."""
-        from mmrt.runtime.kernels.compiled import binary  # type: ignore[import-not-found,unused-ignore]
+        from mmrt.runtime.kernels.compiled import binary
 
         self._here()
         code = binary(self.capability)
