@@ -135,8 +135,7 @@ class TorchCuda:
             raise ValueError(f"max_threads is {max_threads}, wanted at least 256, one block of threads")
         seed = _to_uint64(seed)
         self._key = seed & 0xFFFFFFFF, seed >> 32
-        self._max_threads = max_threads // 256 * 256
-        self.offset = offset
+        self.seed, self.max_threads, self.offset = seed, max_threads // 256 * 256, offset
 
     def normal(self, shape: tuple[int, ...]) -> F32:
         """Draw what `torch.randn(shape, dtype=torch.float32, device="cuda", generator=...)` gives next.
@@ -145,7 +144,7 @@ class TorchCuda:
         drops the rest of it.
         """
         size = math.prod(shape)
-        threads = self.threads(size, self._max_threads)
+        threads = self.threads(size, self.max_threads)
         rows = -(-size // threads)
         noise = np.empty((rows, threads), np.float32)
         for start in range(0, threads, CHUNK):
@@ -155,8 +154,12 @@ class TorchCuda:
                 if row % 4 == 0:
                     words = philox((self.offset + row // 4, 0, thread, 0), self._key)
                 noise[row : row + 2, part] = _curand_box_muller(*words[row % 4 : row % 4 + 2])[: rows - row]
-        self.offset += self.fours(size, self._max_threads)
+        self.skip(size, 1)
         return noise.reshape(-1)[:size].reshape(shape)
+
+    def skip(self, size: int, draws: int) -> None:
+        """Go on where so many draws of `size` normals would end."""
+        self.offset += draws * self.fours(size, self.max_threads)
 
     @staticmethod
     def threads(size: int, max_threads: int) -> int:

@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels' launches on NumPy arrays, by the kernels' own source, compiled by g++ (`emulator/cuda.h`)."""
+"""The CUDA kernels on NumPy arrays: their own source, compiled by g++ (`emulator/cuda.h`), or as a GPU runs them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmrt.runtime.devices.cuda import Gpu
 from mmrt.runtime.kernels import source
 from mmrt.runtime.kernels.launch import Launch
 
@@ -38,6 +39,37 @@ class Emulator:
             kernel = ctypes.cast(getattr(self._library, launch.kernel), ctypes.c_void_p)
             if self._library.emulate(kernel, values, *sizes, ctypes.c_uint64(seed)):
                 raise RuntimeError(f"{launch.kernel}: threads wait for others that do not come")
+
+
+class Card:
+    """A GPU, which gets copies of the arrays, as far from an aligned address as they are here."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu, self._driver, self._stream = gpu, gpu.driver, gpu.driver.stream()
+
+    def __call__(self, launches: Iterable[Launch], seed: int = 0) -> None:
+        """Carry out launches, in order."""
+        driver, stream = self._driver, self._stream
+        for launch in launches:
+            arrays = {id(each): each for each in launch.arguments if isinstance(each, np.ndarray) and each.nbytes}
+            memory = {key: driver.allocate(array.nbytes + 16, stream) for key, array in arrays.items()}
+            places = {key: driver.pointer(memory[key]) + arrays[key].ctypes.data % 16 for key in arrays}
+            blocks = {key: self._gpu.block(array.nbytes) for key, array in arrays.items()}
+            for key, array in arrays.items():
+                blocks[key].bytes[: array.nbytes] = array.reshape(-1).view(np.uint8)
+                driver.copy(places[key], blocks[key].pointer, array.nbytes, stream)
+            values = [
+                places.get(id(each), 0) if each is None or isinstance(each, np.ndarray) else each
+                for each in launch.arguments
+            ]
+            kernel = self._gpu.kernel(launch.kernel)
+            driver.launch(stream, kernel, launch.grid, launch.block, launch.shared, values)
+            for key, array in arrays.items():
+                driver.copy(blocks[key].pointer, places[key], array.nbytes, stream)
+            driver.sync(stream)
+            for key, array in arrays.items():
+                array.reshape(-1).view(np.uint8)[:] = blocks[key].bytes[: array.nbytes]
+                self._gpu.give(blocks[key], None)
 
 
 def _value(argument: object) -> int:

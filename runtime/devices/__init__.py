@@ -53,6 +53,17 @@ class Device(Protocol):
     def reorder_rows(self, array: Array, rows: Int64, group: int, length: int) -> None:
         """array[:, :, :length] = array[rows, :, :length], for a cache; rows go on within each `group` of them."""
 
+    def normal(
+        self,
+        out: Array,
+        seeds: Array,
+        offsets: Array,
+        max_threads: int,
+        table: Array | None = None,
+        step: Array | None = None,
+    ) -> None:
+        """See `cpu.normal`."""
+
     def guide_and_step(
         self,
         prediction: Array,

@@ -101,7 +101,7 @@ def guide_and_step(
     timestep     float32 (copies batch,), becomes the next row's
     table        float32, `Table.coefficients`
     step         int32 (2,), the number of the row to do, which becomes the next; then 0
-    noise        float32 (slots, batch, ...), fresh noise: the n-th drawn is at n modulo slots; none where no row has s
+    noise        float32 (batch, ...), fresh noise for this row; none where no row has s
     denoised     float32 (batch, ...), becomes what the model takes the clean sample to be
     factor       float32 (batch,), where the guidance has a rescale: becomes what it scaled by
     """
@@ -123,7 +123,7 @@ def guide_and_step(
                 latents += np.multiply(history[(number - back) % len(history)], weight, out=part)
         if row.s:
             assert noise is not None
-            latents += np.multiply(noise[int(row.draws) % len(noise)], row.s, out=part)
+            latents += np.multiply(noise, row.s, out=part)
     following, _ = Coefficients.of(table, number + 1)
     inputs[0] = np.multiply(latents, following.scale, out=part)
     inputs[1:] = inputs[0]
@@ -153,29 +153,29 @@ def take_rows(array: AnyArray, rows: Int64) -> AnyArray:
 def normal(
     out: Float32,
     seeds: UInt64,
-    offset: UInt32,
+    offsets: UInt32,
     max_threads: int,
     table: Float32 | None = None,
     step: Int32 | None = None,
 ) -> None:
-    """Draw what `noise.TorchCuda` draws from each seed after `offset` fours, float32 (pictures, ...).
+    """Draw float32 (pictures, ...), what `noise.TorchCuda` draws from each seed at its offset.
 
     With a sampler's table, what its row `step` needs, where it needs noise and the rows before it drew theirs.
 
-    seeds   uint64 (pictures,)
-    offset  uint32 (1,): `TorchCuda.offset`
-    table   float32, `Table.coefficients`
-    step    int32 (2,), as in `guide_and_step`
+    seeds    uint64 (pictures,)
+    offsets  uint32 (pictures,): `TorchCuda.offset`
+    table    float32, `Table.coefficients`
+    step     int32 (2,), as in `guide_and_step`
     """
-    start = int(offset[0])
+    before = 0
     if table is not None:
         assert step is not None
         row, _ = Coefficients.of(table, int(step[0]))
         if step[0] < 0 or row.s == 0:
             return
-        start += int(row.draws) * TorchCuda.fours(out[0].size, max_threads)
-    for picture, seed in zip(out, seeds.tolist(), strict=True):
-        picture[:] = TorchCuda(seed, max_threads, start).normal(picture.shape)
+        before = int(row.draws) * TorchCuda.fours(out[0].size, max_threads)
+    for picture, seed, offset in zip(out, seeds.tolist(), offsets.tolist(), strict=True):
+        picture[:] = TorchCuda(seed, max_threads, offset + before).normal(picture.shape)
 
 
 def blend(

@@ -212,6 +212,17 @@ class Cuda:
     def reorder_rows(self, array: DeviceArray, rows: Int64, group: int, length: int) -> None:
         self._launch(launch.reorder_rows(array, self.put(rows.astype(np.int32)), group, length))
 
+    def normal(
+        self,
+        out: DeviceArray,
+        seeds: DeviceArray,
+        offsets: DeviceArray,
+        max_threads: int,
+        table: DeviceArray | None = None,
+        step: DeviceArray | None = None,
+    ) -> None:
+        self._launch(launch.normal(out, seeds, offsets, max_threads, table, step))
+
     def guide_and_step(self, *arrays: DeviceArray | None) -> None:
         self._launch(launch.guide_and_step(*arrays))  # type: ignore[arg-type]
 

@@ -34,7 +34,7 @@ template <class T> DEVICE void rescale(
 template <class P_, class M> DEVICE void guide_and_step(
     const P_ *prediction, float *latents, float *history, M *model_input, float *timestep, const float *table,
     int *step, const float *noise, float *denoised, const float *factor,
-    int batch, int each, int copies, int depth, int slots
+    int batch, int each, int copies, int depth
 ) {
     const int number = step[0], width = COLUMNS + depth;
     const float *row = table + (int64)number * width, *next = row + width;
@@ -77,7 +77,7 @@ template <class P_, class M> DEVICE void guide_and_step(
                 for (int j = 0; j < 4; ++j) x[j] += weight * h[j];
             }
             if (row[S] != 0) {
-                load(noise + (int)row[DRAWS] % slots * count, first, count, fours, h);
+                load(noise, first, count, fours, h);
 #pragma unroll
                 for (int j = 0; j < 4; ++j) x[j] += row[S] * h[j];
             }
@@ -117,10 +117,10 @@ template <class M> DEVICE void blend(
     extern "C" __global__ void __launch_bounds__(256) guide_and_step_##P_##_##M(                                       \
         const P_ *prediction, float *latents, float *history, M *model_input, float *timestep, const float *table,     \
         int *step, const float *noise, float *denoised, const float *factor,                                           \
-        int batch, int each, int copies, int depth, int slots                                                          \
+        int batch, int each, int copies, int depth                                                                     \
     ) {                                                                                                                \
         guide_and_step(prediction, latents, history, model_input, timestep, table, step, noise, denoised, factor,      \
-                       batch, each, copies, depth, slots);                                                             \
+                       batch, each, copies, depth);                                                                    \
     }
 
 #define BLEND(M)                                                                                                       \

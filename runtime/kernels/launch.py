@@ -75,7 +75,7 @@ def guide_and_step(
     need("timestep", timestep, "float32", (copies * batch,))
     need("table", table, "float32", (None, len(COLUMNS) + history.shape[0]))
     need("step", step, "int32", (2,))
-    need("noise", noise, "float32", (None, batch, *rest))
+    need("noise", noise, "float32", latents.shape)
     need("denoised", denoised, "float32", latents.shape)
     need("factor", factor if copies == 2 else None, "float32", (batch,))
     each = math.prod(rest)
@@ -86,7 +86,7 @@ def guide_and_step(
         launches = [Launch(kernel, (batch, 1, 1), (ROW_THREADS, 1, 1), given)]
     else:
         factor = None
-    sizes = _ints(batch, each, copies, history.shape[0], noise.shape[0] if noise is not None else 1)
+    sizes = _ints(batch, each, copies, history.shape[0])
     arrays = (prediction, latents, history, model_input, timestep, table, step, noise, denoised, factor)
     kernel = f"guide_and_step_{_name(prediction)}_{_name(model_input)}"
     return [*launches, Launch(kernel, _blocks(batch * each, WIDE), (THREADS, 1, 1), (*arrays, *sizes))]
@@ -95,7 +95,7 @@ def guide_and_step(
 def normal(
     out: Array,
     seeds: Array,
-    offset: Array,
+    offsets: Array,
     max_threads: int,
     table: Array | None = None,
     step: Array | None = None,
@@ -104,7 +104,7 @@ def normal(
     need = _Need("normal")
     need("out", out, "float32", out.shape)
     need("seeds", seeds, "uint64", out.shape[:1])
-    need("offset", offset, "uint32", (1,))
+    need("offsets", offsets, "uint32", out.shape[:1])
     need("table", table, "float32", (None, None))
     need("step", step, "int32", (2,))
     size = math.prod(out.shape[1:])
@@ -112,7 +112,7 @@ def normal(
     width = table.shape[1] if table is not None else 0
     grid = (-(-threads // THREADS), fours, out.shape[0])
     return [
-        Launch("normal", grid, (THREADS, 1, 1), (out, seeds, offset, table, step, *_ints(size, threads, fours, width)))
+        Launch("normal", grid, (THREADS, 1, 1), (out, seeds, offsets, table, step, *_ints(size, threads, fours, width)))
     ]
 
 

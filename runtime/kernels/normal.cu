@@ -59,10 +59,10 @@ DEVICE void box_muller(uint32 x, uint32 y, float normal[2]) {
 
 // grid: (torch's threads, the fours that each of them draws, pictures).
 extern "C" __global__ void __launch_bounds__(256) normal(
-    float *out, const uint64 *seeds, const uint32 *offset, const float *table, const int *step,
+    float *out, const uint64 *seeds, const uint32 *offsets, const float *table, const int *step,
     int size, int threads, int fours, int width
 ) {
-    uint32 first = offset[0];
+    uint32 first = offsets[blockIdx.z];
     if (table) {
         const int number = step[0];
         if (number < 0 || table[(int64)number * width + S] == 0) return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Step
+from mmrt.runtime.noise import TorchCuda
 from mmrt.runtime.request import Request
 from mmrt.runtime.stages import Run, guided
 
@@ -42,11 +44,16 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
 
     coefficients, step = device.put(table.coefficients(scale, rescale)), device.put(np.array([-1, 0], np.int32))
     history = device.empty((len(table.rows[0].b), *latents.shape), np.float32)
-    noise = device.empty((1, *latents.shape), np.float32) if any(row.s for row in table.rows) else None
+    noise = device.empty(latents.shape, np.float32) if any(row.s for row in table.rows) else None
+    generators = [each for each in run.noise if isinstance(each, TorchCuda)] if noise is not None else []
+    seeds = device.put(np.array([each.seed for each in generators], np.uint64))
+    offsets = device.put(np.array([each.offset for each in generators], np.uint32))
     denoised = device.empty(latents.shape, np.float32) if stage.preview else None
     factor = device.empty((len(latents),), np.float32) if copies == 2 and rescale > 0 else None
 
     def advance() -> None:
+        if generators:
+            device.normal(noise, seeds, offsets, generators[0].max_threads, coefficients, step)
         device.guide_and_step(
             prediction, latents, history, model_input, timestep, coefficients, step, noise, denoised, factor
         )
@@ -54,10 +61,12 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
     advance()
     go_on = run.round(calls, advance, all(engines[graph].capturable for graph in stage.graphs))
     for number, row in enumerate(table.rows, 1):
-        if noise is not None and row.s:
-            device.write(noise, run.draw(latents.shape[1:])[None])
+        if row.s and not generators:
+            device.write(noise, run.draw(latents.shape[1:]))
         go_on()
         yield Step(number, len(table.rows), _previewer(stage, run, denoised))
+    for each in generators:
+        each.skip(math.prod(latents.shape[1:]), sum(row.s != 0 for row in table.rows))
     run.put("latents", latents, np.arange(request.batch))
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, run by the emulator, against the operations in NumPy.
+"""The CUDA kernels, by the emulator and on a GPU where there is one, against the operations in NumPy.
 
 Sizes are odd, arrays lie anywhere, and whatever may hold NaN and infinity does. Writing beside an array is an error.
 """
@@ -6,26 +6,27 @@ Sizes are odd, arrays lie anywhere, and whatever may hold NaN and infinity does.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from emulation import COMPILER, Emulator
+from emulation import COMPILER, Card, Emulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrt.runtime import samplers
-from mmrt.runtime.devices import cpu
+from mmrt.runtime.devices import cpu, cuda, driver
 from mmrt.runtime.devices.choice import choice, refusal
+from mmrt.runtime.errors import EngineError
 from mmrt.runtime.kernels import launch
 from mmrt.runtime.noise import TorchCuda
 from mmrt.runtime.samplers import COLUMNS
 from mmrt.runtime.search import Rules, search
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the kernels' source here")
-
+LIBRARY = driver._library  # before the tests are told that there is none
 OPERATIONS = [
     name for name, each in inspect.getmembers(launch, inspect.isfunction) if each.__module__ == launch.__name__
 ]
@@ -36,9 +37,20 @@ seeds = st.integers(0, 2**63)
 many = settings(max_examples=200, deadline=None)
 
 
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
-    return Emulator(tmp_path_factory.mktemp("kernels"))
+@pytest.fixture(scope="module", params=["emulator", pytest.param("hardware", marks=pytest.mark.gpu)])
+def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator | Card]:
+    """What carries out launches on NumPy arrays."""
+    if request.param == "emulator":
+        if COMPILER is None:
+            pytest.skip("needs g++, which compiles the kernels' source here")
+        yield Emulator(tmp_path_factory.mktemp("kernels"))
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_library", LIBRARY)
+        try:
+            yield Card(cuda.gpu(0))
+        except EngineError as error:
+            pytest.skip(str(error))
 
 
 class Memory:
@@ -81,7 +93,7 @@ def shape_of(rng: np.random.Generator, most: int) -> tuple[int, ...]:
     return (*map(int, sizes[:-1]), int(sizes[-1]) * (4 if rng.random() < 0.5 else 1))
 
 
-def both(operation: str, emulator: Emulator, rng: np.random.Generator, **arguments: Any) -> tuple[Any, Any]:
+def both(operation: str, emulator: Emulator | Card, rng: np.random.Generator, **arguments: Any) -> tuple[Any, Any]:
     """The arguments as NumPy and as the kernel leave them."""
     memory = Memory(rng)
     theirs = {name: each.copy() if isinstance(each, np.ndarray) else each for name, each in arguments.items()}
@@ -130,7 +142,7 @@ def test_every_operation_has_a_twin_of_the_same_arguments() -> None:
 
 
 def step_arguments(rng: np.random.Generator, dtypes: tuple[Any, Any], copies: int, special: bool) -> dict[str, Any]:
-    batch, depth, rows, slots = (int(rng.integers(1, high)) for high in (4, 5, 5, 4))
+    batch, depth, rows = (int(rng.integers(1, high)) for high in (4, 5, 5))
     shape = (batch, *shape_of(rng, 500))
     values = numbers if special else lambda rng, shape, dtype=np.float32: rng.normal(0, 2, shape).astype(dtype)
     return {
@@ -141,14 +153,14 @@ def step_arguments(rng: np.random.Generator, dtypes: tuple[Any, Any], copies: in
         "timestep": np.zeros(copies * batch, np.float32),
         "table": table_of(rng, rows, depth),
         "step": np.array([rng.integers(-1, rows), 0], np.int32),
-        "noise": values(rng, (slots, *shape)),
+        "noise": values(rng, shape),
         "denoised": np.zeros(shape, np.float32) if rng.random() < 0.5 else None,
     }
 
 
 @given(seed=seeds, dtypes=st.sampled_from(list(product(FLOATS, FLOATS))), copies=st.integers(1, 2))
 @many
-def test_guide_and_step(seed: int, dtypes: tuple[Any, Any], copies: int, emulator: Emulator) -> None:
+def test_guide_and_step(seed: int, dtypes: tuple[Any, Any], copies: int, emulator: Emulator | Card) -> None:
     """Every bit, as the arithmetic is the same, operation by operation."""
     rng = np.random.default_rng(seed)
     arguments = step_arguments(rng, dtypes, copies, special=True)
@@ -162,7 +174,7 @@ def test_guide_and_step(seed: int, dtypes: tuple[Any, Any], copies: int, emulato
 
 @given(seed=seeds, dtypes=st.sampled_from(list(product(FLOATS, FLOATS))))
 @many
-def test_guide_and_step_with_rescale(seed: int, dtypes: tuple[Any, Any], emulator: Emulator) -> None:
+def test_guide_and_step_with_rescale(seed: int, dtypes: tuple[Any, Any], emulator: Emulator | Card) -> None:
     """Up to the order in which a standard deviation's terms are added up."""
     rng = np.random.default_rng(seed)
     arguments = step_arguments(rng, dtypes, 2, special=False)
@@ -177,7 +189,7 @@ def test_guide_and_step_with_rescale(seed: int, dtypes: tuple[Any, Any], emulato
 
 
 @pytest.mark.parametrize("kind", ["ddim", "pndm", "euler_ancestral", "dpmpp_2m_sde", "unipc", "lms"])
-def test_one_launch_is_replayed_for_a_whole_table(kind: Any, emulator: Emulator) -> None:
+def test_one_launch_is_replayed_for_a_whole_table(kind: Any, emulator: Emulator | Card) -> None:
     """What a CUDA graph does: the same launch on the same arrays, for every row."""
     rng = np.random.default_rng(7)
     schedule = samplers.Schedule(
@@ -195,18 +207,18 @@ def test_one_launch_is_replayed_for_a_whole_table(kind: Any, emulator: Emulator)
         "timestep": memory(np.zeros(4, np.float32)),
         "table": memory(table),
         "step": memory(np.array([-1, 0], np.int32)),
-        "noise": memory(np.zeros((1, *shape), np.float32)),
+        "noise": memory(np.zeros(shape, np.float32)),
     }
     theirs = {name: array.copy() for name, array in ours.items()}
     seeds = memory(np.array([3, 2**63 + 4], np.uint64))
-    drawing = seeds, memory(np.array([2], np.uint32)), 108 * 2048
-    noise = launch.normal(ours["noise"][0], *drawing, ours["table"], ours["step"])
+    drawing = seeds, memory(np.array([2, 9], np.uint32)), 108 * 2048
+    noise = launch.normal(ours["noise"], *drawing, ours["table"], ours["step"])
     step = launch.guide_and_step(**ours)
     for row in range(-1, len(found.rows)):
         for arrays in (ours, theirs):
             arrays["prediction"][:] = np.sin(arrays["model_input"].astype(np.float32) + arrays["timestep"][0])
         emulator([*noise, *step], row + 1)
-        cpu.normal(theirs["noise"][0], *drawing, theirs["table"], theirs["step"])
+        cpu.normal(theirs["noise"], *drawing, theirs["table"], theirs["step"])
         cpu.guide_and_step(**theirs)
         assert_same({name: theirs[name] for name in ("latents", "model_input", "timestep", "step")}, ours)
     assert np.isfinite(ours["latents"]).all()
@@ -215,13 +227,13 @@ def test_one_launch_is_replayed_for_a_whole_table(kind: Any, emulator: Emulator)
 
 @given(seed=seeds, pictures=st.integers(1, 3), threads=st.sampled_from([256, 300, 512, 108 * 2048]))
 @many
-def test_normal(seed: int, pictures: int, threads: int, emulator: Emulator) -> None:
+def test_normal(seed: int, pictures: int, threads: int, emulator: Emulator | Card) -> None:
     """The integers are torch's and the floats those of noise.py, every bit."""
     rng = np.random.default_rng(seed)
     arguments: dict[str, Any] = {
         "out": np.zeros((pictures, *shape_of(rng, 4000)), np.float32),
         "seeds": rng.integers(0, 2**64, pictures, np.uint64),
-        "offset": rng.integers(0, 2**31, 1).astype(np.uint32),
+        "offsets": rng.integers(0, 2**31, pictures).astype(np.uint32),
         "max_threads": threads,
     }
     if rng.random() < 0.5:
@@ -230,7 +242,7 @@ def test_normal(seed: int, pictures: int, threads: int, emulator: Emulator) -> N
     assert_same(*both("normal", emulator, rng, **arguments))
 
 
-def test_normal_goes_on_where_the_generator_was(emulator: Emulator) -> None:
+def test_normal_goes_on_where_the_generator_was(emulator: Emulator | Card) -> None:
     source = TorchCuda(11, 512)
     source.normal((4, 9, 9))
     out, offset = np.zeros((1, 3, 700), np.float32), np.array([source.offset], np.uint32)
@@ -240,7 +252,7 @@ def test_normal_goes_on_where_the_generator_was(emulator: Emulator) -> None:
 
 @given(seed=seeds, dtype=st.sampled_from(FLOATS), copies=st.integers(1, 2))
 @many
-def test_blend(seed: int, dtype: Any, copies: int, emulator: Emulator) -> None:
+def test_blend(seed: int, dtype: Any, copies: int, emulator: Emulator | Card) -> None:
     rng = np.random.default_rng(seed)
     batch, channels, *rest = (int(rng.integers(1, 4)), int(rng.integers(1, 5)), *shape_of(rng, 200))
     shape = (batch, channels, *rest)
@@ -318,7 +330,7 @@ def neighbours(arguments: dict[str, Any]) -> list[list[int]]:
 
 @given(seed=seeds, dtype=st.sampled_from(FLOATS), copies=st.integers(1, 2))
 @many
-def test_choose_token(seed: int, dtype: Any, copies: int, emulator: Emulator) -> None:
+def test_choose_token(seed: int, dtype: Any, copies: int, emulator: Emulator | Card) -> None:
     rng = np.random.default_rng(seed)
     arguments = choice_arguments(rng, dtype, copies)
     wanted, found = both("choose_token", emulator, rng, **arguments)
@@ -331,7 +343,7 @@ def test_choose_token(seed: int, dtype: Any, copies: int, emulator: Emulator) ->
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_search_on_the_device_is_the_search_of_the_host(temperature: float, emulator: Emulator) -> None:
+def test_a_search_on_the_device_is_the_search_of_the_host(temperature: float, emulator: Emulator | Card) -> None:
     """Token for token, with all that choice.py translates, by one launch replayed."""
     rng = np.random.default_rng(5)
     rules = Rules(
@@ -374,7 +386,7 @@ def test_rules_that_the_host_must_follow(rule: dict[str, Any], said: str | None)
     assert refusal(Rules(9, **rule)) == said
 
 
-def test_choosing_from_a_large_vocabulary(emulator: Emulator) -> None:
+def test_choosing_from_a_large_vocabulary(emulator: Emulator | Card) -> None:
     """One as large as there are, where all sums are long."""
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (1, 256_206)).astype(np.float32)
@@ -393,7 +405,7 @@ def test_choosing_from_a_large_vocabulary(emulator: Emulator) -> None:
     groups=st.integers(1, 3),
 )
 @many
-def test_reorder_rows(seed: int, dtype: Any, group: int, groups: int, emulator: Emulator) -> None:
+def test_reorder_rows(seed: int, dtype: Any, group: int, groups: int, emulator: Emulator | Card) -> None:
     rng = np.random.default_rng(seed)
     heads, capacity, width = (int(rng.integers(1, high)) for high in (4, 20, 33))
     memory = Memory(rng)
@@ -410,7 +422,7 @@ def test_reorder_rows(seed: int, dtype: Any, group: int, groups: int, emulator: 
 
 @given(seed=seeds, dtype=st.sampled_from([*FLOATS, np.dtype(np.bool_), np.dtype(np.int64)]))
 @many
-def test_take_rows(seed: int, dtype: Any, emulator: Emulator) -> None:
+def test_take_rows(seed: int, dtype: Any, emulator: Emulator | Card) -> None:
     rng = np.random.default_rng(seed)
     memory = Memory(rng)
     memory.aligned = True
@@ -427,7 +439,7 @@ def test_take_rows(seed: int, dtype: Any, emulator: Emulator) -> None:
 
 @given(seed=seeds, dtype=st.sampled_from(FLOATS))
 @many
-def test_pixels(seed: int, dtype: Any, emulator: Emulator) -> None:
+def test_pixels(seed: int, dtype: Any, emulator: Emulator | Card) -> None:
     rng = np.random.default_rng(seed)
     batch, channels, height, width = (int(rng.integers(1, high)) for high in (4, 5, 12, 12))
     floats = numbers(rng, (batch, channels, height, width), dtype)
@@ -440,7 +452,7 @@ def test_pixels(seed: int, dtype: Any, emulator: Emulator) -> None:
         np.testing.assert_array_equal(back, pixels)
 
 
-# ---------------------------------------------------------------- what is refused, and the emulator itself
+# ---------------------------------------------------------------- what is refused, and rounding
 
 
 def test_wrong_arrays_are_named() -> None:
@@ -458,7 +470,7 @@ def test_wrong_arrays_are_named() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_the_emulator_rounds_as_ieee_754_says(dtype: Any, emulator: Emulator) -> None:
+def test_halves_are_rounded_as_ieee_754_says(dtype: Any, emulator: Emulator | Card) -> None:
     """All numbers of 16 bits, the middles between two of them, and what lies just beside."""
     every = np.arange(2**16, dtype=np.uint16).view(dtype)
     with np.errstate(all="ignore"):

@@ -116,6 +116,14 @@ def test_cuda_published_numbers() -> None:
     np.testing.assert_allclose(noise.TorchCuda(0).normal((3, 4)), published, rtol=0, atol=2e-6)
 
 
+def test_cuda_skips_what_it_would_draw() -> None:
+    drawn, skipped = noise.TorchCuda(5, 512), noise.TorchCuda(5, 512)
+    for _ in range(3):
+        drawn.normal((7, 333))
+    skipped.skip(7 * 333, 3)
+    np.testing.assert_array_equal(drawn.normal((40,)), skipped.normal((40,)))
+
+
 def grid_stride(seed: int, offset: int, size: int, max_threads: int) -> tuple[np.ndarray, int]:
     """Run torch's CUDA kernel thread by thread: the normals in double precision, and the next offset, in words."""
     threads = 256 * min(max_threads // 256, -(-size // 256))
