@@ -111,8 +111,8 @@ class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
     """A picture as `array`, uint8 (pictures, height, width, 3), RGB. May be left out unless `required`.
 
     It takes the size that `fit` says, with one row for each distinct picture; without, the request's size, with one row
-    for each result. With `patches` it is uint8 (pictures, patches, values), zeros after a picture's own patches, whose
-    values are row by row, RGB.
+    for each result, or, where requests have none, its own, which all pictures of a request share. With `patches` it is
+    uint8 (pictures, patches, values), zeros after a picture's own patches, whose values are row by row, RGB.
     """
 
     array: Name
@@ -359,8 +359,25 @@ class Graph(_Struct, frozen=True):
 # ---------------------------------------------------------------- the program
 
 
+class Tiles(_Struct, frozen=True):
+    """A large array that the graph sees in tiles, one after the other: `source`, (rows, height, width, ...).
+
+    In height and width tiles have at most as many places as the input `size` says, at least `overlap` of them in common
+    with the next, and begin at multiples of `multiple`. What is made of them, `made`, is `scale` times as high and as
+    wide, and becomes one again, in which each tile fades into the next.
+    """
+
+    source: Name
+    made: Name
+    size: Name
+    overlap: Positive
+    multiple: Positive
+    scale: Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
 class Once(_Struct, frozen=True, tag="once", tag_field="stage"):
-    """Run the graphs once. `when` names an input without which the stage is skipped; `draws` are arrays of noise.
+    """Run the graphs once. `when` names an input without which the stage is skipped; `draws` are arrays of noise. With
+    `tiles`, the one graph is run on each of them.
 
     Where a dimension differs from result to result, each has noise of its own size, with zeros after it. `scattered`
     are those that the source draws into tensors that are not contiguous, for which torch takes other numbers.
@@ -370,6 +387,7 @@ class Once(_Struct, frozen=True, tag="once", tag_field="stage"):
     when: Name | None = None
     draws: dict[Name, Shape] = {}
     scattered: tuple[Name, ...] = ()
+    tiles: Tiles | None = None
 
 
 class Guidance(_Struct, frozen=True):

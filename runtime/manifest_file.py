@@ -39,6 +39,7 @@ from mmrt.runtime.manifest import (
     Strings,
     Text,
     TextOutput,
+    Tiles,
     Token,
     Variant,
     VectorOutput,
@@ -108,6 +109,10 @@ class _Check:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.sized = any(isinstance(value, Size) for value in manifest.inputs.values())
+        self.free = any(  # pictures of their own size
+            isinstance(value, Image) and value.fit is None and value.patches is None
+            for value in manifest.inputs.values()
+        )
         self.made: dict[str, _Shape] = {}  # the arrays that there are so far
         self.perhaps: dict[str, str] = {}  # those of them that there are only where an input is given
 
@@ -133,7 +138,7 @@ class _Check:
             else:
                 pixels = Array(dtype="uint8", shape=("batch", "height", "width", 3))
                 self._fits(output.source, pixels, where, "a picture")
-                known = self.sized or None not in self.made[output.source].dims[1:]
+                known = self.sized or self.free or None not in self.made[output.source].dims[1:]
                 self._require(known, where, "a picture of a free size needs an input of kind 'size'")
         if (similarity := self.manifest.similarity) is not None:
             for field in ("text", "image"):
@@ -273,8 +278,6 @@ class _Check:
             return
         height, width = (image.fit.height, image.fit.width) if image.fit else (None, None)
         self._make(image.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
-        what = "an image input needs `fit` or `patches`, or an input of kind 'size'"
-        self._require(self.sized or image.fit is not None, where, what)
 
     def _switch(self, name: str, where: str) -> None:
         self._refers(name, (Choice,), where)
@@ -318,6 +321,8 @@ class _Check:
                 self.made[name] = self._drawn(shape, f"{where}.draws.{name}", stage.when)
             strange = set(stage.scattered) - stage.draws.keys()
             self._require(not strange, f"{where}.scattered", f"{_names(strange)} are not drawn")
+            if stage.tiles is not None:
+                self._tiles(f"{where}.tiles", stage.tiles, stage)
         elif isinstance(stage, Diffuse):
             self._diffuse(where, stage)
         else:
@@ -330,6 +335,21 @@ class _Check:
             self._prediction(where, stage)
         if isinstance(stage, Autoregress):
             self._logits(where, stage)
+
+    def _tiles(self, where: str, tiles: Tiles, stage: Once) -> None:
+        self._refers(tiles.size, (Int,), f"{where}.size")
+        size = self.manifest.inputs[tiles.size]
+        assert isinstance(size, Int)
+        what = f"{tiles.size!r} can be {size.min}, which leaves tiles of overlap {tiles.overlap} no way to go on"
+        self._require(size.array is None, f"{where}.size", f"{tiles.size!r} goes into graphs")
+        self._require(size.min >= tiles.overlap + tiles.multiple, f"{where}.size", what)
+        self._require(len(stage.graphs) == 1, where, f"tiles go through one graph, not {len(stage.graphs)}")
+        graph = self.manifest.graphs[stage.graphs[0]]
+        for side, name, arrays in (("source", tiles.source, graph.inputs), ("made", tiles.made, graph.outputs)):
+            self._require(name in arrays, f"{where}.{side}", f"{name!r} is none of the graph's arrays")
+            free = [isinstance(dim, str) for dim in arrays[name].shape[:3]]
+            self._require(free == [True] * 3, f"{where}.{side}", f"{arrays[name]} is not free in its first three")
+        self._require(len(graph.outputs) == 1, where, f"of tiles one array is made, not {len(graph.outputs)}")
 
     def _certain(self, array: str, when: str | None, where: str) -> None:
         wanted = self.perhaps.get(array)

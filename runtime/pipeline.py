@@ -155,7 +155,7 @@ class Pipeline:
         values = run.request.values
         for name, spec in self.manifest.inputs.items():
             if isinstance(spec, manifest.Image) and run.request.given(name):
-                own_size = spec.fit or spec.patches
+                own_size = spec.fit or spec.patches or not run.request.width
                 rows = distinct(map(id, values[name])) if own_size else np.arange(run.request.batch)
                 pictures = [values[name][index] for index in np.unique(rows, return_index=True)[1]]
                 if spec.patches:
@@ -205,7 +205,9 @@ class Pipeline:
         from mmrt.runtime import media  # pillow is needed for pictures only
 
         wanted = (run.request.batch, run.request.height, run.request.width, 3)
-        if len(array) != wanted[0] or (wanted[1] and array.shape != wanted):
+        if not wanted[1]:
+            array = array[run.rows[output.source][-run.request.batch :]]
+        elif array.shape != wanted:
             raise BundleError(f"{output.source} is {array.shape}, wanted {wanted}")
         return media.pictures(array)
 

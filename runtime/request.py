@@ -152,8 +152,13 @@ def _resize(manifest: m.Manifest, values: dict[str, Any], width: int, height: in
                 values[name] = [media.fit_patches(picture, patches) for picture in values[name]]
             elif (fit := other.fit) is not None:
                 values[name] = [media.fit(picture, fit) for picture in values[name]]
-            else:
+            elif width:
                 values[name] = [media.to_array(picture, width, height) for picture in values[name]]
+            else:
+                sizes = {picture.size: f"{picture.width}x{picture.height}" for picture in values[name]}
+                if len(sizes) > 1:
+                    raise RequestError(f"{name} has pictures of {' and '.join(sizes.values())}, wanted one size")
+                values[name] = [media.to_array(picture, *picture.size) for picture in values[name]]
 
 
 def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str, Any]) -> tuple[int, int]:
@@ -179,6 +184,8 @@ def _check_memory(manifest: m.Manifest, values: Mapping[str, Any], batch: int, w
         if isinstance(stage, m.Autoregress):
             floats += _cache_floats(manifest, stage, values)
             continue
+        if isinstance(stage, m.Once) and stage.tiles is not None:
+            floats += _tiled_floats(manifest, stage.tiles, values)
         shapes = list(stage.draws.values()) if isinstance(stage, m.Once) else [stage.latents] * 3
         floats += sum(math.prod(dimensions(shape, width, height)) for shape in shapes)
     needed = batch * (4 * floats + 3 * width * height * len(manifest.outputs))
@@ -188,6 +195,13 @@ def _check_memory(manifest: m.Manifest, values: Mapping[str, Any], batch: int, w
             f"{batch} result{'s' * (batch > 1)}{each} need at least {needed / 1e9:,.0f} GB of memory, "
             f"this machine has {present / 1e9:,.0f} GB: ask for fewer or smaller ones"
         )
+
+
+def _tiled_floats(manifest: m.Manifest, tiles: m.Tiles, values: Mapping[str, Any]) -> int:
+    """What is made of a picture's tiles: its bytes, twice while they are put together."""
+    given = [values[name] for name, spec in manifest.inputs.items() if tiles.source in m.arrays_of(spec)]
+    pixels = max((picture.width * picture.height for pictures in given if pictures for picture in pictures), default=0)
+    return 2 * 3 * tiles.scale**2 * pixels // 4
 
 
 def _cache_floats(manifest: m.Manifest, stage: m.Autoregress, values: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ from mmrt.export.families import (
     sentence,
     seq2seq,
     stable_diffusion,
+    swin2sr,
     vision_language,
     vits,
     whisper,
@@ -45,6 +46,7 @@ FAMILIES: dict[str, Family] = {
     "dalle": Family(dalle.claims, dalle.recipe, dalle.CLASSES),
     "vision-language": Family(vision_language.claims, vision_language.recipe, vision_language.CLASSES),
     "janus": Family(janus.claims, janus.recipe, janus.CLASSES),
+    "swin2sr": Family(swin2sr.claims, swin2sr.recipe, swin2sr.CLASSES),
     "vits": Family(vits.claims, vits.recipe, vits.CLASSES),
     "whisper": Family(whisper.claims, whisper.recipe, whisper.CLASSES),
 }

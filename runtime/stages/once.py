@@ -1,16 +1,21 @@
-"""`once`: run the graphs, one after the other, over the request's arrays."""
+"""`once`: run the graphs, one after the other, over the request's arrays, or one of them over an array's tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmrt.runtime import manifest
-from mmrt.runtime.arrays import fitted
+from mmrt.runtime import manifest, tiles
+from mmrt.runtime.arrays import AnyArray, fitted
 from mmrt.runtime.engines import Engine
-from mmrt.runtime.events import Event
+from mmrt.runtime.errors import BundleError, RequestError
+from mmrt.runtime.events import Event, Step
 from mmrt.runtime.stages import Run
+
+if TYPE_CHECKING:
+    from mmrt.runtime.media import Picture
 
 
 def once(stage: manifest.Once, engines: Mapping[str, Engine], run: Run) -> Iterator[Event]:
@@ -19,6 +24,9 @@ def once(stage: manifest.Once, engines: Mapping[str, Engine], run: Run) -> Itera
         return
     for name, shape in stage.draws.items():
         run.bring(name, run.drawn(shape, name in stage.scattered), np.arange(run.request.batch))
+    if stage.tiles is not None:
+        yield from _tiled(stage.tiles, engines[stage.graphs[0]], run)
+        return
     for graph in stage.graphs:
         engine = engines[graph]
         rows = run.join(engine.inputs)
@@ -27,3 +35,38 @@ def once(stage: manifest.Once, engines: Mapping[str, Engine], run: Run) -> Itera
         for name, array in outputs.items():
             run.put(name, array, rows)
     yield from ()
+
+
+def _tiled(spec: manifest.Tiles, engine: Engine, run: Run) -> Iterator[Event]:
+    """Yield a `Step` for each tile where there are several."""
+    rows = run.join(engine.inputs)
+    whole = run.device.get(run.arrays[spec.source])
+    down, across = (
+        tiles.spans(length, run.request.values[spec.size], spec.overlap, spec.multiple) for length in whole.shape[1:3]
+    )
+    strips: list[tuple[tiles.Span, AnyArray]] = []
+    total = len(down) * len(across)
+    for y in down:
+        made = []
+        for x in across:
+            tile = np.ascontiguousarray(whole[:, y.start : y.stop, x.start : x.stop])
+            made.append((x, _run_tile(spec, engine, run, tile)))
+            if total > 1:
+                yield Step(len(strips) * len(across) + len(made), total, _no_preview)
+        strips.append((y, tiles.joined(made, whole.shape[2], spec.scale, axis=2)))
+    run.bring(spec.made, tiles.joined(strips, whole.shape[1], spec.scale, axis=1), rows)
+
+
+def _run_tile(spec: manifest.Tiles, engine: Engine, run: Run, tile: AnyArray) -> AnyArray:
+    arrays = {**run.arrays, spec.source: run.device.put(tile)}
+    with run.clock(engine.graph):
+        outputs = engine.run(fitted(arrays, engine.inputs, run.device.cast), run.device)
+    found = run.device.get(outputs[spec.made])
+    wanted = len(tile), tile.shape[1] * spec.scale, tile.shape[2] * spec.scale
+    if found.shape[:3] != wanted:
+        raise BundleError(f"{spec.made} is {found.shape} for {spec.source} {tile.shape}, wanted {wanted}")
+    return found
+
+
+def _no_preview() -> list[Picture]:
+    raise RequestError("there is no preview of tiles")
