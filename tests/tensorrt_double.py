@@ -1,0 +1,256 @@
+"""A double of the modules `tensorrt` and `tensorrt_rtx` as they are at run time, over the host's memory.
+
+Its engine files name an ONNX graph, which ONNX Runtime computes. Its contexts mind what the real ones do, and more: an
+unknown name, a shape out of its profile, an address that is missing, activations without memory, and an output that is
+changed in place but lies elsewhere each end in an error; what is set again without a change is counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+VERSION = "11.4.1"
+_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
+_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
+
+
+def engine_file(
+    path: Path, onnx: Path, profiles: Sequence[dict[str, tuple[int, int]]], aliases: dict[str, str] | None = None
+) -> Path:
+    """Write an engine of the graph that takes the dimensions of the profiles from a least to a most."""
+    path.write_text(json.dumps({"onnx": str(onnx), "profiles": list(profiles), "aliases": aliases or {}}))
+    return path
+
+
+class ILogger:
+    ERROR, INTERNAL_ERROR, WARNING = "error", "internal error", "warning"
+
+
+class TensorIOMode(enum.Enum):
+    INPUT = 0
+    OUTPUT = 1
+
+
+class EngineValidity(enum.Enum):
+    VALID = 0
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(enum.IntFlag):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+
+
+class Runtime:
+    """Reads engine files, but none that says why not."""
+
+    def __init__(self, log: Any) -> None:
+        self.log = log
+
+    def deserialize_cuda_engine(self, data: Any) -> Engine | None:
+        document = json.loads(bytes(data))
+        if "error" in document:
+            self.log.log(ILogger.ERROR, document["error"])
+            return None
+        return Engine(self.log, **document)
+
+
+class RtxRuntime(Runtime):
+    """Looks at an engine's first bytes too."""
+
+    engine_header_size = 64
+
+    def get_engine_validity(self, data: bytes) -> tuple[EngineValidity, int]:
+        assert len(data) <= self.engine_header_size
+        return (EngineValidity.INVALID, 3) if b"old" in data else (EngineValidity.VALID, 0)
+
+
+class Engine:
+    def __init__(self, log: Any, onnx: str, profiles: list[dict[str, list[int]]], aliases: dict[str, str]) -> None:
+        self.log, self.profiles, self.aliases = log, profiles, aliases
+        self.session = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+        self.inputs = {each.name: each for each in self.session.get_inputs()}
+        self.tensors = self.inputs | {each.name: each for each in self.session.get_outputs()}
+        self.contexts: list[Context] = []
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name=_NAMES[_TYPES[self.tensors[name].type]])
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(dim if isinstance(dim, int) else -1 for dim in self.tensors[name].shape)
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        return self.aliases.get(name)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, how: Any) -> Context:
+        strategy = how.strategy if isinstance(how, RuntimeConfig) else how
+        assert strategy == "user managed"
+        self.contexts.append(Context(self, how))
+        return self.contexts[-1]
+
+
+class RuntimeConfig:
+    strategy = "static"
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+    cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """The kernels that were compiled: a line for each set of shapes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.compiled = 0
+
+    def deserialize(self, data: bytes) -> bool:
+        self.lines = data.decode().splitlines()
+        return True
+
+    def serialize(self) -> bytes:
+        return "\n".join(self.lines).encode()
+
+    def meet(self, shapes: str) -> None:
+        if shapes not in self.lines:
+            self.lines.append(shapes)
+            self.compiled += 1
+
+
+class Context:
+    def __init__(self, engine: Engine, how: Any) -> None:
+        self.engine, self.how, self.set = engine, how, Counter[str]()
+        self.profile = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.memory = (0, 0)
+        self.needs = -1
+        self.streams: list[int] = []
+
+    def _fail(self, message: str) -> bool:
+        self.engine.log.log(ILogger.ERROR, message)
+        return False
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert profile != self.profile
+        self.set["profile"] += 1
+        self.profile, self.shapes, self.needs = profile, {}, -1
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if name not in self.engine.inputs:
+            return self._fail(f"no input is named {name}")
+        assert self.shapes.get(name) != shape, f"the shape of {name} was set again without a change"
+        self.set["shape"] += 1
+        ranges = self.engine.profiles[self.profile]
+        for size, dim in zip(shape, self.engine.inputs[name].shape, strict=True):
+            least, most = ranges[dim] if isinstance(dim, str) else (dim, dim)
+            if not least <= size <= most:
+                return self._fail(f"{name} has a dimension of {size}, not from {least} to {most}")
+        self.shapes[name], self.needs = shape, -1
+        return True
+
+    def _ready(self) -> bool:
+        return self.shapes.keys() == self.engine.inputs.keys()
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        assert self._ready()
+        sizes = {
+            dim: size
+            for each, shape in self.shapes.items()
+            for dim, size in zip(self.engine.inputs[each].shape, shape, strict=True)
+        }
+        known = {"8*h": 8 * sizes.get("h", 0), "8*w": 8 * sizes.get("w", 0), "height": 8 * sizes.get("h", 0)}
+        known |= {"width": 8 * sizes.get("w", 0)}
+        shape = self.engine.tensors[name].shape
+        return tuple(dim if isinstance(dim, int) else sizes.get(dim, known.get(dim, -1)) for dim in shape)
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self._ready(), "shapes are missing"
+        self.set["size"] += 1
+        self.needs = 1000 * int(sum(np.prod(shape) for shape in self.shapes.values()))
+        return self.needs
+
+    def set_device_memory(self, pointer: int, size: int) -> None:
+        assert pointer
+        assert size >= self.needs >= 0
+        self.set["memory"] += 1
+        self.memory = (pointer, size)
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        if name not in self.engine.tensors:
+            return self._fail(f"nothing is named {name}")
+        assert pointer
+        assert self.addresses.get(name) != pointer, f"the address of {name} was set again without a change"
+        self.set["address"] += 1
+        self.addresses[name] = pointer
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.set["execute"] += 1
+        self.streams.append(stream)
+        if not self._ready() or self.needs < 0 or self.memory[1] < self.needs:
+            return self._fail("shapes or memory are missing")
+        if self.addresses.keys() != self.engine.tensors.keys():
+            return self._fail(f"no address for {sorted(self.engine.tensors.keys() - self.addresses.keys())}")
+        for output, name in self.engine.aliases.items():
+            if self.addresses[output] != self.addresses[name]:
+                return self._fail(f"{output} must lie where {name} does")
+        if isinstance(self.how, RuntimeConfig) and self.how.cache is not None:
+            assert self.how.dynamic_shapes_kernel_specialization_strategy == "eager"
+            self.how.cache.meet(str(sorted(self.shapes.items())))
+        ctypes.memset(self.memory[0], 0xAB, self.needs)  # activations: nobody else may count on what was there
+        arrays = {name: self._array(name, self.shapes[name]).copy() for name in self.engine.inputs}
+        outputs = [name for name in self.engine.tensors if name not in self.engine.inputs]
+        for name, array in zip(outputs, self.engine.session.run(outputs, arrays), strict=True):
+            self._array(name, array.shape)[...] = array
+        return True
+
+    def _array(self, name: str, shape: Sequence[int]) -> Any:
+        dtype = np.dtype(_TYPES[self.engine.tensors[name].type])
+        count = int(np.prod(shape)) * dtype.itemsize
+        found = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(self.addresses[name]))
+        return found.view(dtype).reshape(shape)
+
+
+def module(kind: str = "tensorrt") -> Any:
+    """The double of `tensorrt`, or of `tensorrt_rtx`."""
+    rtx = kind == "tensorrt-rtx"
+    return SimpleNamespace(
+        __version__=VERSION,
+        ILogger=ILogger,
+        TensorIOMode=TensorIOMode,
+        Runtime=RtxRuntime if rtx else Runtime,
+        EngineValidity=EngineValidity,
+        EngineInvalidityDiagnostics=EngineInvalidityDiagnostics,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+    )
