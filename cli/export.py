@@ -14,21 +14,22 @@ from mmrt.runtime.errors import ExportError
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle, NAME.mmrt.")
-@click.option("--precision", default="fp32", show_default=True, help="Of the graphs' variants: fp32 or fp32,fp16.")
 @click.option(
     "--target",
     "targets",
     default="cpu",
     show_default=True,
-    help="What it is for: cpu, tensorrt-rtx, or both with a comma. TensorRT-RTX's engines need no GPU to be built.",
+    help="What it is for: some of cpu, cuda, tensorrt, tensorrt-rtx, with commas. TensorRT-RTX's engines are built at "
+    "once, which needs no GPU.",
 )
+@click.option("--precision", help="Of the graphs' variants: fp32, or fp32,fp16 as GPUs have it unless asked otherwise.")
 @click.option("--shapes", multiple=True, help=SHAPES)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def export(
     checkpoint: Path,
     output: Path,
-    precision: str,
+    precision: str | None,
     targets: str,
     shapes: tuple[str, ...],
     overwrite: bool,

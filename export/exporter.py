@@ -35,7 +35,7 @@ from mmrt.version import __version__
 
 T = TypeVar("T")
 RTX = "tensorrt-rtx"
-TARGETS = frozenset({"cpu", RTX})
+TARGETS = ("cpu", "cuda", "tensorrt", RTX)
 _PACKAGES = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 _DOES = {
     "load": "reads and checks",
@@ -67,7 +67,7 @@ class Progress:
 def export(
     checkpoint: str | Path | Recipe,
     output: str | Path,
-    precision: str = "fp32",
+    precision: str | None = None,
     overwrite: bool = False,
     targets: Collection[str] = ("cpu",),
     shapes: profiles.Asked = profiles.NOTHING,
@@ -77,19 +77,21 @@ def export(
     That is a folder, a `dalle.pt`, a recipe of one's own, or FILE.py:FUNCTION, which is run and returns one. Nothing is
     at `output` before the last step has succeeded, and leaving the loop undoes all. Raises `ExportError`.
 
-    `precision` names those of the graphs' variants: "fp32", or "fp32,fp16"; fp32 is there always. `targets` are what
-    the bundle is for: with tensorrt-rtx it has engines, for the sizes that `shapes` asks for; without any other target
-    it has no other graphs.
+    `targets` are what the bundle is for: with tensorrt-rtx it has engines, for the sizes that `shapes` asks for;
+    without any other target it has no other graphs. `precision` names those of the graphs' variants: "fp32", or
+    "fp32,fp16"; fp32 is there always, and fp16 where nothing is said and a target is a GPU.
     """
-    precisions = [each.strip() for each in precision.split(",")]
+    if not targets or {*targets} - {*TARGETS}:
+        given = ", ".join(map(repr, targets)) or "nothing"
+        raise ExportError(f"targets are {', '.join(TARGETS)}, in any number but none; {given} is given")
+    asked = "fp32" if {*targets} == {"cpu"} else "fp32,fp16"
+    precisions = [each.strip() for each in (precision or asked).split(",")]
     if strange := [each for each in precisions if each not in PRECISIONS]:
         raise ExportError(f"precision is {strange[0]!r}, supported are {', '.join(PRECISIONS)}")
-    if not targets or {*targets} - TARGETS:
-        given = ", ".join(map(repr, targets)) or "nothing"
-        raise ExportError(f"targets are {', '.join(sorted(TARGETS))}, in any number but none; {given} is given")
     target = Path(output)
     writer.check_free(Path(os.path.abspath(target)), overwrite)
-    return _export(_origin(checkpoint), target, overwrite, "fp16" in precisions, frozenset(targets), shapes)
+    half = None if "fp16" not in precisions else "asked for" if precision else "for the targets"
+    return _export(_origin(checkpoint), target, overwrite, half, frozenset(targets), shapes)
 
 
 class _Origin(NamedTuple):
@@ -120,7 +122,7 @@ def _own(recipe: Recipe) -> Recipe:
 
 
 def _export(
-    source: _Origin, target: Path, overwrite: bool, half: bool, targets: frozenset[str], shapes: profiles.Asked
+    source: _Origin, target: Path, overwrite: bool, half: str | None, targets: frozenset[str], shapes: profiles.Asked
 ) -> Iterator[Progress]:
     library = tensorrt.library() if RTX in targets else None  # before anything else is done for nothing
     with writer.staging(target, overwrite) as folder:
@@ -129,9 +131,12 @@ def _export(
         loaded = pipeline.load(folder, device="cpu", precision="fp32")
         loaded.engines = recorder = Recorder(loaded.engines)
         checks = yield from _timed("verify", "", lambda: _replay(loaded))
-        if half:
-            draft = yield from _halve(folder, draft, recorder)
-            checks += yield from _timed("verify", "in fp16", lambda: _replay_half(folder, draft))
+        if half is not None:
+            whole, draft = draft, (yield from _halve(folder, draft, recorder))
+            if draft != whole:
+                checks += yield from _timed("verify", "in fp16", lambda: _replay_half(folder, draft))
+            elif half == "asked for":
+                raise ExportError("no graph has anything to do in fp16: export it in fp32 alone")
         if library is not None:
             draft = yield from _build(folder, draft, library, shapes)
         if targets == {RTX}:
@@ -177,7 +182,7 @@ def _halve(folder: Path, draft: m.Manifest, recorder: Recorder) -> Generator[Pro
             graphs[name] = msgspec.structs.replace(graph, variants=(*graph.variants, variant))
         gc.collect()
     if graphs == draft.graphs:
-        raise ExportError("no graph has anything to do in fp16: export it in fp32 alone")
+        return draft
     draft = msgspec.structs.replace(draft, graphs=graphs, files=writer.list_files(folder))
     _write_manifest(folder, draft)
     return draft

@@ -65,5 +65,7 @@ def without_onnx(folder: Path, manifest: m.Manifest) -> m.Manifest:
     for name in manifest.files:
         if name.startswith("graphs/") and not any(name == each or name.startswith(f"{each}.") for each in kept):
             (folder / name).unlink()
+    if not any((folder / "graphs").iterdir()):
+        (folder / "graphs").rmdir()
     files = {name: file for name, file in manifest.files.items() if (folder / name).exists()}
     return msgspec.structs.replace(manifest, graphs=graphs, files=files)

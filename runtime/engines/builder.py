@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from mmrt.runtime import manifest
 from mmrt.runtime.engines.nvidia import DTYPES, Library
-from mmrt.runtime.engines.onnx_file import fix_dimensions
+from mmrt.runtime.engines.onnx_file import drop_attribute, fix_dimensions
 from mmrt.runtime.errors import EngineError
 
 T = TypeVar("T")
@@ -92,7 +92,9 @@ def specialised(arrays: Mapping[str, manifest.Array], sizes: Mapping[str, int]) 
 
 def _parse(library: Library, graph: str, network: Any, onnx: Path, sizes: Mapping[str, int]) -> None:
     parser = library.module.OnnxParser(network, library.log)
-    if parser.parse(fix_dimensions(onnx.read_bytes(), sizes), str(onnx)):
+    model = fix_dimensions(onnx.read_bytes(), sizes)
+    model = drop_attribute(model, "softmax_precision")  # of Attention: TensorRT has its own, and takes no wish
+    if parser.parse(model, str(onnx)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     nodes = dict.fromkeys(f"{each.node_operator()} {each.node_name()!r}" for each in errors if each.node_operator())

@@ -8,7 +8,7 @@ only the nesting of messages matters here.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mmrt.runtime.errors import BundleError
@@ -29,6 +29,8 @@ _DEEPEST = 64
 # field numbers on the way from a model to a dimension: graph, input or output, type, tensor, shape, dimension
 _TO_DIMENSION = ((7,), (11, 12), (2,), (1,), (2,), (1,))
 _DIM_VALUE, _DIM_PARAM = 1, 2
+_TO_ATTRIBUTE = ((7,), (1,), (5,))  # from a model to a node's attribute: graph, node, attribute
+_ATTRIBUTE_NAME = 1
 
 
 def external_files(path: Path) -> set[str]:
@@ -44,20 +46,38 @@ def external_files(path: Path) -> set[str]:
 
 def fix_dimensions(model: bytes, sizes: Mapping[str, int]) -> bytes:
     """The model with numbers in place of these free dimensions' names, at its inputs and outputs."""
-    return _fixed(model, sizes, _TO_DIMENSION) if sizes else model
 
-
-def _fixed(message: bytes, sizes: Mapping[str, int], way: tuple[tuple[int, ...], ...]) -> bytes:
-    if not way:
-        names = [message[first:last].decode() for number, first, last in _whole(message) if number == _DIM_PARAM]
+    def fix(dimension: bytes) -> bytes:
+        names = [dimension[first:last].decode() for number, first, last in _whole(dimension) if number == _DIM_PARAM]
         known = [sizes[name] for name in names if name in sizes]
-        return bytes([_DIM_VALUE << 3]) + _encoded(known[0]) if known else message
+        return bytes([_DIM_VALUE << 3]) + _encoded(known[0]) if known else dimension
+
+    return _edited(model, _TO_DIMENSION, fix) if sizes else model
+
+
+def drop_attribute(model: bytes, name: str) -> bytes:
+    """The model without this attribute of its nodes."""
+
+    def drop(attribute: bytes) -> bytes | None:
+        names = (attribute[first:last] for number, first, last in _whole(attribute) if number == _ATTRIBUTE_NAME)
+        return None if name.encode() in names else attribute
+
+    return _edited(model, _TO_ATTRIBUTE, drop) if name.encode() in model else model
+
+
+def _edited(message: bytes, way: tuple[tuple[int, ...], ...], edit: Callable[[bytes], bytes | None]) -> bytes:
+    """The message with all messages at the end of the way edited; those that become None are taken out."""
     parts, done = [], 0
     for number, first, last in _whole(message):
-        if number in way[0]:
-            inner = _fixed(message[first:last], sizes, way[1:])
+        if number not in way[0]:
+            continue
+        old = message[first:last]
+        new = edit(old) if len(way) == 1 else _edited(old, way[1:], edit)
+        if new is None or new != old:
             start = first - len(_encoded(last - first))
-            parts += [message[done:start], _encoded(len(inner)), inner]
+            tag = len(_encoded(number << 3 | 2))
+            parts.append(message[done : start if new is not None else start - tag])
+            parts += [_encoded(len(new)), new] if new is not None else []
             done = last
     return b"".join([*parts, message[done:]])
 

@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 
 import mmrt  # noqa: E402
 from mmrt.export.exporter import Progress, export  # noqa: E402
+from mmrt.runtime import manifest as m  # noqa: E402
 from mmrt.runtime import profiles, trust  # noqa: E402
 from mmrt.runtime.bundle import Bundle  # noqa: E402
 from mmrt.runtime.errors import ExportError  # noqa: E402
@@ -78,7 +79,7 @@ def test_a_bundle_for_tensorrt_rtx_alone_has_no_weights_twice(model: str, tmp_pa
 @pytest.mark.parametrize(
     ("targets", "shapes", "says"),
     [
-        (("tpu",), "", r"targets are cpu, tensorrt-rtx, .* 'tpu' is given"),
+        (("tpu",), "", r"targets are cpu, cuda, tensorrt, tensorrt-rtx, .* 'tpu' is given"),
         ((), "", "nothing is given"),
         (("tensorrt-rtx",), "bath=1", "no graph has a free dimension 'bath'; there are rows"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from checkpoints import graphs_of
 from PIL import Image
 
 import mmrt
+from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.receipt import compare
 
@@ -97,19 +98,21 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return Source(EMOJI, bundle)
 
 
-def test_every_graph_becomes_an_engine(emoji: Source, tmp_path: Path) -> None:
+def test_every_graph_becomes_an_engine_in_fp16(emoji: Source, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from mmrt.export import tensorrt
-    from mmrt.runtime import profiles
+    from mmrt.export.exporter import export
 
-    bundle = Bundle(shutil.copytree(emoji.pipeline.bundle.path, tmp_path / "emoji.mmrt"))
-    sizes = tensorrt.sizes(bundle.manifest, profiles.NOTHING)
-    assert sizes["denoiser"][0]["latent_width"].max == 16
-    library = tensorrt.library()
-    for graph in bundle.manifest.graphs:
-        for building in tensorrt.build(library, bundle, graph, sizes[graph]):
-            assert building.graph == graph
-        assert len(list((bundle.path / "engines").glob(f"{graph}.*.tensorrt-rtx.engine"))) == 1
+    with graphs_of(emoji.pipeline.bundle.path):
+        for _ in export(EMOJI, tmp_path / "emoji.mmrt", targets=("tensorrt-rtx",)):
+            pass
+    manifest = Bundle(tmp_path / "emoji.mmrt").manifest
+    for name, graph in manifest.graphs.items():
+        [variant] = graph.variants
+        assert variant.file == f"engines/{name}.fp16.tensorrt-rtx.engine"
+        assert manifest.files[variant.file].bytes > 1_000_000
+    [denoiser] = manifest.graphs["denoiser"].variants
+    assert denoiser.build is not None
+    assert denoiser.build.profiles[0]["latent_width"] == m.Range(min=1, opt=8, max=16)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from mmrt.runtime.engines.onnx_file import external_files, fix_dimensions
+from mmrt.runtime.engines.onnx_file import drop_attribute, external_files, fix_dimensions
 from mmrt.runtime.errors import BundleError
 
 
@@ -165,3 +165,29 @@ def test_dimensions_become_numbers_at_inputs_and_outputs(size: int) -> None:
         getattr(made.graph, part).extend(getattr(model.graph, part))
     assert made == model
     assert fix_dimensions(model.SerializeToString(), {}) == model.SerializeToString()
+
+
+def test_an_attribute_is_dropped_and_nothing_else() -> None:
+    value = helper.make_tensor_value_info
+    weights = np.frombuffer(b"softmax_precision" * 30, np.uint8)  # is no attribute
+    nodes = [
+        helper.make_node("Attention", ["a", "a", "a"], ["b"], is_causal=1, softmax_precision=1, scale=0.5),
+        helper.make_node("Attention", ["b", "b", "b"], ["c"], softmax_precision=1, name="softmax_precision"),
+        helper.make_node("Relu", ["c"], ["d"]),
+    ]
+    borders = [value("a", TensorProto.FLOAT, ["rows", 4])], [value("d", TensorProto.FLOAT, ["rows", 4])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "three", *borders, [numpy_helper.from_array(weights, "weights")])
+    )
+    made = onnx.ModelProto.FromString(drop_attribute(model.SerializeToString(), "softmax_precision"))
+    assert [sorted(each.name for each in node.attribute) for node in made.graph.node] == [
+        ["is_causal", "scale"],
+        [],
+        [],
+    ]
+    for node in model.graph.node:
+        kept = [each for each in node.attribute if each.name != "softmax_precision"]
+        node.ClearField("attribute")
+        node.attribute.extend(kept)
+    assert made == model
+    assert drop_attribute(model.SerializeToString(), "softmax_precision") == model.SerializeToString()
