@@ -59,7 +59,11 @@ def graphs(checkpoint: Path, folder: Path) -> m.Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     source = Checkpoint(checkpoint)
     recipe = families.find(source).recipe(source)
-    exported = {name: half(name, graph, folder / f"{name}.onnx") for name, graph in recipe.graphs.items()}
+    exported = {
+        name: half(name, graph, folder / f"{name}.onnx")
+        for name, graph in recipe.graphs.items()
+        if name != "image_encoder"  # its module makes pixels fp32 by itself
+    }
     kept.write_bytes(msgspec.json.encode(manifest := described(recipe, exported)))
     return manifest
 
@@ -101,7 +105,7 @@ def described(recipe: Recipe, exported: dict[str, m.Graph]) -> m.Manifest:
         inputs=dict(recipe.inputs),
         outputs=dict(recipe.outputs),
         graphs=exported,
-        program=recipe.program,
+        program=tuple(stage for stage in recipe.program if {*stage.graphs} <= exported.keys()),
         files={},
     )
 

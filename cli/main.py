@@ -8,6 +8,7 @@ import warnings
 import click
 
 from mmrt.cli.bench import bench
+from mmrt.cli.build import build
 from mmrt.cli.embed import embed, score
 from mmrt.cli.export import export
 from mmrt.cli.generate import generate
@@ -24,7 +25,7 @@ def cli() -> None:
     """Export multimodal generators from torch once, and run them without it."""
 
 
-for command in (export, generate, embed, score, verify, inspect, bench, trust):
+for command in (export, generate, embed, score, verify, inspect, bench, build, trust):
     cli.add_command(command)
 
 

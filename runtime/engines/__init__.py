@@ -60,6 +60,24 @@ def load_onnx(
     return onnx.OnnxEngine(graph, spec, file, threads)
 
 
+def load_tensorrt(
+    graph: str, spec: manifest.Graph, variant: manifest.Variant, bundle: Bundle, place: Place, threads: int
+) -> Engine:
+    """TensorRT, with an engine that was built on this machine."""
+    from mmrt.runtime.engines import tensorrt
+
+    return tensorrt.load("tensorrt", graph, spec, variant, bundle, place)
+
+
+def load_tensorrt_rtx(
+    graph: str, spec: manifest.Graph, variant: manifest.Variant, bundle: Bundle, place: Place, threads: int
+) -> Engine:
+    """TensorRT-RTX, with an engine that comes with the bundle or was built on this machine."""
+    from mmrt.runtime.engines import tensorrt
+
+    return tensorrt.load("tensorrt-rtx", graph, spec, variant, bundle, place)
+
+
 class Backend(NamedTuple):
     """An engine: on which places it runs, which variants of a graph it takes, and how it loads one.
 
@@ -72,4 +90,8 @@ class Backend(NamedTuple):
     load: Callable[[str, manifest.Graph, manifest.Variant, Bundle, Place, int], Engine]
 
 
-ENGINES: dict[str, Backend] = {"onnx": Backend(("cpu", "cuda"), ("onnx",), load_onnx)}  # best first
+ENGINES: dict[str, Backend] = {  # best first
+    "tensorrt": Backend(("cuda",), ("onnx",), load_tensorrt),
+    "tensorrt-rtx": Backend(("cuda",), ("tensorrt-rtx", "onnx"), load_tensorrt_rtx),
+    "onnx": Backend(("cpu", "cuda"), ("onnx",), load_onnx),
+}

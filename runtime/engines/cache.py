@@ -41,6 +41,7 @@ class Wanted:
     source: str | None  # None: the bundle has no ONNX graph that it could be compared with
     version: str
     capability: str
+    bundle: str = "BUNDLE"
 
     def misfit(self, build: m.Build) -> str | None:
         """Why an engine cannot be used here, in a line; None where it can."""
@@ -58,13 +59,19 @@ class Wanted:
 def put(graph: str, variant: m.Variant, engine: Path) -> Path:
     """Move an engine file into the cache; an entry with the same key is replaced."""
     folder = _folder()
-    name = hashlib.sha256(msgspec.json.encode((graph, variant))).hexdigest()[:32]
+    name = _name(graph, variant)
     entry = Entry(graph=graph, variant=variant, file=m.File(bytes=engine.stat().st_size, sha256=hash_file(engine)))
     with whole(folder / f"{name}.engine") as file:
         shutil.move(engine, file)
     with whole(folder / f"{name}.json") as file:
         file.write_bytes(msgspec.json.encode(entry))
     return folder / f"{name}.engine"
+
+
+def has(graph: str, variant: m.Variant) -> bool:
+    """Whether an engine was put there of exactly this graph and build."""
+    name = _name(graph, variant)
+    return any(path.stem == name and _damage(path, entry.file) is None for path, entry in _entries())
 
 
 def find(wanted: Wanted) -> tuple[Path, m.Build]:
@@ -82,7 +89,7 @@ def find(wanted: Wanted) -> tuple[Path, m.Build]:
     # of several, an engine of the same graph is nearer than that of another model that calls its graph the same
     nearest = sorted(problems, key=lambda problem: "another graph" in problem)[:1]
     what = f"an engine is there, but {nearest[0]}" if nearest else "no engine was built here"
-    raise EngineError(f"{what}: mmrt build BUNDLE --target {wanted.kind}")
+    raise EngineError(f"{what}: mmrt build {wanted.bundle} --target {wanted.kind}")
 
 
 def _entries() -> Iterator[tuple[Path, Entry]]:
@@ -98,6 +105,11 @@ def _damage(path: Path, file: m.File) -> str | None:
     if not path.is_file() or path.stat().st_size != file.bytes or hash_file(path) != file.sha256:
         return "its file is damaged"
     return None
+
+
+def _name(graph: str, variant: m.Variant) -> str:
+    """Of what an engine is, and not of where it lies."""
+    return hashlib.sha256(msgspec.json.encode((graph, variant))).hexdigest()[:32]
 
 
 def _folder() -> Path:

@@ -52,7 +52,9 @@ class Found:
             raise EngineError(f"the engines of {bundle.path} are code, and not trusted: mmrt trust {bundle.path}")
         source = _source(variant, bundle, graph)
         digest = bundle.digest(source.file) if source is not None else None
-        wanted = cache.Wanted(library.kind, graph, variant.precision, digest, library.version, capability)
+        wanted = cache.Wanted(
+            library.kind, graph, variant.precision, digest, library.version, capability, str(bundle.path)
+        )
         if variant.build is None:
             self.file, self.build = cache.find(wanted)
         elif problem := wanted.misfit(variant.build):

@@ -47,7 +47,7 @@ def _write(
     copies = 2 if guided(stage, request) else 1
     prompts = prompts or _prompts(stage, engines, run, copies)
     conditional = prompts[-request.batch // request.count :]  # unconditional ones come first
-    rule = rules(stage, request, stage.limit - max(map(len, prompts)))
+    rule = rules(stage, request, _limit(stage, engines) - max(map(len, prompts)))
     if copies == 2 and rule.beams > 1:
         raise RequestError(f"{stage.options['beams']} is {rule.beams}, wanted 1 with guidance")
     found = search(rule, conditional, run.uniforms(), _stops(stage, run))
@@ -101,6 +101,13 @@ def _open_window(windows: manifest.Windows, engines: Mapping[str, Engine], run: 
     run.bring(windows.window, window, distinct(cuts))
     for _ in once(manifest.Once(graphs=windows.graphs), engines, run):
         pass
+
+
+def _limit(stage: manifest.Autoregress, engines: Mapping[str, Engine]) -> int:
+    """How many tokens a row can have: as many as the model and, where their lengths are fixed, the engines' caches."""
+    specs = {name: spec for graph in stage.graphs for name, spec in engines[graph].inputs.items()}
+    lengths = [specs[name].shape[2] for name in stage.caches]
+    return min([stage.limit, *(length for length in lengths if isinstance(length, int))])
 
 
 def rules(stage: manifest.Autoregress, request: Request, room: int) -> Rules:
@@ -200,8 +207,10 @@ class _Loop:
         self._calls: dict[str, Callable[[], None]] = {}
         specs = {name: spec for engine in self._engines.values() for name, spec in engine.inputs.items()}
         rows = len(self._prompts)
+        self._least = _SMALLEST
         for name in stage.caches:
-            _, heads, _, width = specs[name].shape
+            _, heads, length, width = specs[name].shape
+            self._least = length if isinstance(length, int) else self._least
             self._arrays[name] = self._device.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[arg-type]
         self._arrays["positions"] = self._device.zeros((rows,), np.int64)
         self._positions = np.zeros(rows, np.int64)
@@ -249,7 +258,7 @@ class _Loop:
     def _bind(self, end: int, width: int) -> None:
         arrays, rows = self._arrays, len(self._prompts)
         while end > self._capacity:
-            self._capacity = max(2 * self._capacity, _SMALLEST)
+            self._capacity = max(2 * self._capacity, self._least)
         for name in self._stage.caches:
             if arrays[name].shape[2] < self._capacity:
                 arrays[name] = self._device.enlarge(arrays[name], self._capacity, self._length)

@@ -383,7 +383,7 @@ def test_without_the_module_one_line_says_so(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_nothing_was_built_one_line_says_how(kind: Kind, damaged: Path, gpu: Gpu) -> None:
-    with pytest.raises(mmrt.EngineError, match=f"no engine was built here: mmrt build BUNDLE --target {kind}"):
+    with pytest.raises(mmrt.EngineError, match=f"no engine was built here: mmrt build {damaged} --target {kind}"):
         load(kind, Bundle(damaged), "denoiser", gpu)
 
 
