@@ -26,6 +26,10 @@ class EngineError(MmrtError):
     """This machine cannot run the graph: another engine, device or driver is needed."""
 
 
+class UnreadyError(EngineError):
+    """This machine could run the graph after a command that the message names."""
+
+
 class RequestError(MmrtError, ValueError):
     """The caller asked for something that the bundle does not offer."""
 

@@ -15,7 +15,7 @@ from mmrt.runtime import manifest
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import CPU, Place, cuda, driver
 from mmrt.runtime.engines import ENGINES, Engine
-from mmrt.runtime.errors import EngineError, EngineWarning
+from mmrt.runtime.errors import EngineError, EngineWarning, UnreadyError
 
 Memory = Literal["full", "low"]
 MEMORIES = ("full", "low")
@@ -104,6 +104,7 @@ class Engines(Mapping[str, Engine]):
             name: _candidates(name, graph, backends, wanted) for name, graph in bundle.manifest.graphs.items()
         }
         self.refused: dict[str, str] = {}
+        self._said = False  # how a better engine could be had
         self._loaded: dict[str, Engine] = {}
         self._users: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -160,6 +161,11 @@ class Engines(Mapping[str, Engine]):
             except EngineError as error:
                 if len(candidates) == 1:
                     raise
+                with self._lock:
+                    advises = isinstance(error, UnreadyError) and not self._said
+                    self._said = self._said or advises
+                if advises:
+                    say_once(f"{error}; another engine serves meanwhile")
                 with self._lock:
                     if candidates[0] == (backend, variant):
                         del candidates[0]

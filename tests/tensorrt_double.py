@@ -11,7 +11,7 @@ import ctypes
 import enum
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 VERSION = "11.4.1"
 _NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
+STREAMS: dict[int, Callable[[Callable[[], None]], None]] = {}  # how to put work into a stream; without, it is done
 _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
 
 
@@ -227,17 +228,21 @@ class Context:
         if isinstance(self.how, RuntimeConfig) and self.how.cache is not None:
             assert self.how.dynamic_shapes_kernel_specialization_strategy == "eager"
             self.how.cache.meet(str(sorted(self.shapes.items())))
-        ctypes.memset(self.memory[0], 0xAB, self.needs)  # activations: nobody else may count on what was there
-        arrays = {name: self._array(name, self.shapes[name]).copy() for name in self.engine.inputs}
-        outputs = [name for name in self.engine.tensors if name not in self.engine.inputs]
-        for name, array in zip(outputs, self.engine.session.run(outputs, arrays), strict=True):
-            self._array(name, array.shape)[...] = array
+        shapes, addresses, memory = dict(self.shapes), dict(self.addresses), (self.memory[0], self.needs)
+        STREAMS.get(stream, lambda work: work())(lambda: self._compute(shapes, addresses, memory))
         return True
 
-    def _array(self, name: str, shape: Sequence[int]) -> Any:
+    def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int], memory: tuple[int, int]) -> None:
+        ctypes.memset(memory[0], 0xAB, memory[1])  # activations: nobody else may count on what was there
+        arrays = {name: self._array(name, shapes[name], addresses).copy() for name in self.engine.inputs}
+        outputs = [name for name in self.engine.tensors if name not in self.engine.inputs]
+        for name, array in zip(outputs, self.engine.session.run(outputs, arrays), strict=True):
+            self._array(name, array.shape, addresses)[...] = array
+
+    def _array(self, name: str, shape: Sequence[int], addresses: dict[str, int]) -> Any:
         dtype = np.dtype(_TYPES[self.engine.tensors[name].type])
         count = int(np.prod(shape)) * dtype.itemsize
-        found = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(self.addresses[name]))
+        found = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(addresses[name]))
         return found.view(dtype).reshape(shape)
 
 

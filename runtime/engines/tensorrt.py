@@ -23,7 +23,7 @@ from mmrt.runtime.devices import Array, Device, Place, cpu
 from mmrt.runtime.engines import cache
 from mmrt.runtime.engines.builder import fixed, specialised
 from mmrt.runtime.engines.nvidia import DTYPES, Kind, Library
-from mmrt.runtime.errors import BundleError, EngineError, RequestError
+from mmrt.runtime.errors import BundleError, EngineError, RequestError, UnreadyError
 from mmrt.runtime.files import whole
 from mmrt.runtime.trust import trusted
 
@@ -49,7 +49,7 @@ class Found:
         """Raises `EngineError` where nothing fits."""
         comes_with = variant.build is not None
         if comes_with and not trusted(bundle):
-            raise EngineError(f"the engines of {bundle.path} are code, and not trusted: mmrt trust {bundle.path}")
+            raise UnreadyError(f"the engines of {bundle.path} are code, and not trusted: mmrt trust {bundle.path}")
         source = _source(variant, bundle, graph)
         digest = bundle.digest(source.file) if source is not None else None
         wanted = cache.Wanted(

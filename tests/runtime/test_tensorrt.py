@@ -17,14 +17,18 @@ import numpy as np
 import onnx
 import pytest
 import tensorrt_double as double
+from cuda_double import Double
+from emulation import COMPILER, Emulator
 from onnx import TensorProto, helper
 
 import mmrt
-from mmrt.runtime import folders, trust
+from mmrt.runtime import folders, selection, trust
 from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.devices import cuda
 from mmrt.runtime.engines import cache, tensorrt
 from mmrt.runtime.engines.nvidia import Kind, Library
+from mmrt.runtime.errors import EngineWarning
 
 KINDS: tuple[Kind, ...] = ("tensorrt", "tensorrt-rtx")
 CONTEXT = bundles.encode_ids(bundles.ids("a red heart", "blue car"))
@@ -487,3 +491,65 @@ def test_without_a_driver_the_real_library_says_so_in_one_line(tmp_path: Path, g
         load("tensorrt-rtx", bundle, "decoder", gpu)
     assert "CUDA driver version is insufficient" in str(caught.value)
     assert "TensorRT-RTX" in str(caught.value)
+
+
+# ---------------------------------------------------------------- a whole request, on a double of the GPU too
+
+
+class Prompt(Double):
+    """A GPU whose libraries put their work into the stream when they are called, as TensorRT does."""
+
+    def stream(self) -> Any:
+        made = super().stream()
+        double.STREAMS[self.handle(made)] = made.ask
+        return made
+
+    def enqueue(self, stream: Any, work: Any) -> None:
+        work()
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    if COMPILER is None:
+        pytest.skip("needs g++")
+    return Emulator(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_request_gives_what_the_cpu_gives(
+    kind: Kind, damaged: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Prompt(emulator)
+    monkeypatch.setattr(cuda, "DRIVER", lambda index: made)
+    monkeypatch.setattr(cuda, "_GPUS", {})
+    monkeypatch.setattr(double, "STREAMS", {})
+    bundle = Bundle(damaged)
+    for graph in bundle.manifest.graphs:
+        put(kind, bundle, graph, (1, 64), capabilities=("8.9",))
+    pipeline = mmrt.load(damaged, device="cuda", engine=kind)
+    assert pipeline.describe().engines["denoiser"] == f"{kind} fp32 on cuda:0 (a double)"
+    picture = np.random.default_rng(3).integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    for more in ({"num_images": 3}, {"size": (40, 16), "sampler": "euler_ancestral"}, {"image": picture}):
+        request = {"prompt": ["a red heart", "blue car"], "steps": 6, "seed": 3} | more
+        found, wanted_ = pipeline.arrays(**request), mmrt.load(damaged, device="cpu").arrays(**request)
+        np.testing.assert_allclose(found["latents"], wanted_["latents"], rtol=1e-4, atol=1e-4)
+        assert np.abs(found["pixels"].astype(int) - wanted_["pixels"]).max() <= 1
+    assert made.replays > 6
+
+
+def test_where_no_engine_was_built_onnx_runtime_serves_and_the_command_is_said_once(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Double(lambda launches: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(cuda, "DRIVER", lambda index: made)
+    monkeypatch.setattr(cuda, "_GPUS", {})
+    monkeypatch.setattr(selection, "_SAID", set())
+    says = f"no engine was built here: mmrt build {damaged} --target tensorrt"
+    with pytest.warns(EngineWarning) as said:
+        description = mmrt.load(damaged, device="cuda").describe()
+    assert [str(each.message) for each in said] == [f"{says}; another engine serves meanwhile"]
+    assert description.engines["denoiser"] == "onnx fp32 on cuda:0 (a double)"
+    assert description.refused["tensorrt fp32 of denoiser"] == says
+    assert description.refused["tensorrt-rtx fp32 of denoiser"] == f"{says}-rtx"
+    with pytest.raises(mmrt.EngineError, match=says):
+        mmrt.load(damaged, device="cuda", engine="tensorrt")
