@@ -46,7 +46,9 @@ static std::vector<char> stacks;
 static std::vector<uint64_t> slots;  // [turn][thread]
 static jmp_buf scheduler;
 static ucontext_t unused;
-static int current, live, stride;
+static int current;
+static size_t start, stride;  // the first fiber, and how far the next one is
+static bool greedy;           // whether a warp goes on as far as it can before another does
 static void (*kernel)();
 static const int64_t *arguments;
 alignas(16) static char dynamic[48 << 10];
@@ -85,6 +87,14 @@ static void arrive(int &arrived, size_t first, size_t count) {
     for (size_t i = first; i < first + count; ++i) fibers[i].state = State::ready;
 }
 
+static size_t following(size_t fiber, size_t threads) {
+    const size_t warp = fiber / 32 * 32;
+    for (size_t i = warp; greedy && i < std::min(warp + 32, threads); ++i)
+        if (fibers[i].state == State::ready) return i;
+    fiber += stride;
+    return fiber < threads ? fiber : fiber - threads;
+}
+
 static bool block(size_t threads) {
     for (size_t i = 0; i < threads; ++i) {
         Fiber &fiber = fibers[i];
@@ -98,9 +108,8 @@ static bool block(size_t threads) {
     }
     int at_barrier = 0;
     std::vector<int> at_warp((threads + 31) / 32);
-    size_t done = 0, next = 0, idle = 0;
+    size_t done = 0, next = start, idle = 0;
     while (done < threads) {
-        if ((next += stride) >= threads) next -= threads;
         if (fibers[next].state == State::ready) {
             resume(next);
             idle = 0;
@@ -110,9 +119,10 @@ static bool block(size_t threads) {
                 const size_t warp = next / 32;
                 arrive(at_warp[warp], 32 * warp, std::min(size_t(32), threads - 32 * warp));
             }
-        } else if (++idle > threads) {
+        } else if (++idle > 2 * threads) {
             return false;
         }
+        next = following(next, threads);
     }
     return true;
 }
@@ -137,8 +147,10 @@ extern "C" int emulate(void (*which)(), const int64_t *given, const int *grid, c
     blockDim = {unsigned(threads[0]), unsigned(threads[1]), unsigned(threads[2])};
     gridDim = {unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2])};
     std::mt19937_64 random(seed);
+    start = random() % count;
+    greedy = random() % 2;
     do stride = 1 + random() % count;
-    while (std::gcd(size_t(stride), count) != 1);
+    while (std::gcd(stride, count) != 1);
     std::vector<size_t> order(size_t(grid[0]) * grid[1] * grid[2]);
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
