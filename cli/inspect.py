@@ -96,10 +96,18 @@ def _bundle(bundle: Bundle) -> list[str]:
         lines += [f"    out  {key:17} {spec}" for key, spec in graph.outputs.items()]
         for v in graph.variants:
             lines.append(f"    {v.engine} {v.precision}  {v.file}  {_bytes(manifest.size(v.file))}")
+            if v.build is not None:
+                lines.append(f"      built by {v.build.version} for GPUs {', '.join(v.build.capabilities)}")
+                lines += [f"      sizes {sizes}" for sizes in map(_sizes, v.build.profiles)]
             if v.dtypes:
                 lines.append(f"      float16 at its border: {_shortened(v.dtypes)}")
             lines += [f"      in fp32 for {reason}: {_shortened(nodes)}" for reason, nodes in islands(v).items()]
     return [*lines, "", "program", *(f"  {line}" for line in _program(manifest))]
+
+
+def _sizes(sizes: m.Sizes) -> str:
+    """As `--shapes` has them."""
+    return ", ".join(f"{name}={size.min}:{size.opt}:{size.max}" for name, size in sizes.items())
 
 
 def islands(variant: m.Variant) -> dict[str, list[str]]:

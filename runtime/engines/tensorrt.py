@@ -109,7 +109,7 @@ class TensorRtEngine:
             self._refit(onnx)
         self._compare(file)
         self._aliases = self._aliased()
-        self._config, self._kernels = self._configured(file)
+        self._config, self._kernels = self._configured()
         self._contexts: list[_Context] = []  # that are free
         self._lock = threading.Lock()
 
@@ -190,7 +190,7 @@ class TensorRtEngine:
         found = {name: self._engine.get_aliased_input_tensor(name) for name in self.outputs}
         return {name: alias for name, alias in found.items() if alias}
 
-    def _configured(self, file: Path) -> tuple[Any, _Kernels | None]:
+    def _configured(self) -> tuple[Any, _Kernels | None]:
         """How contexts are made; with TensorRT-RTX, which compiles its kernels when it meets new shapes, also where
         these are kept."""
         trt = self._library.module
@@ -201,7 +201,9 @@ class TensorRtEngine:
         config.set_execution_context_allocation_strategy(strategy)
         # all at once: what a CUDA graph captures, it keeps, and must not be kernels that do until the others are there
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        return config, _Kernels(config, f"{file.stem}.{self._library.version}.{_capability(self._place)}")
+        return config, _Kernels(
+            config, f"{self.graph}.{self._build.source[:16]}.{self._library.version}.{_capability(self._place)}"
+        )
 
     # ---------------------------------------------------------------- running
 

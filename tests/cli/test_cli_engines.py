@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bundles
 import pytest
 from command import Mmrt
 
@@ -48,3 +49,18 @@ def test_trust_can_be_taken_back(mmrt: Mmrt, handmade: Path, monkeypatch: pytest
     assert trust.trusted(Bundle(handmade))
     assert "its engines are not run" in mmrt("trust", handmade, "--forget").out
     assert not trust.trusted(Bundle(handmade))
+
+
+def test_inspect_says_what_an_engine_was_built_for(mmrt: Mmrt, damaged: Path) -> None:
+    file = "engines/decoder.fp32.tensorrt-rtx.engine"
+    (damaged / "engines").mkdir()
+    (damaged / file).write_bytes(b"not really an engine")
+    with bundles.edited(damaged) as document:
+        sizes = {dim: {"min": 1, "opt": 2, "max": 8} for dim in ("batch", "h", "w")}
+        build = {"source": "0" * 64, "version": "1.7.1.116", "capabilities": ["8.9", "12.0"], "profiles": [sizes]}
+        variant = {"engine": "tensorrt-rtx", "precision": "fp32", "file": file, "build": build}
+        document["graphs"]["decoder"]["variants"].insert(0, variant)
+    bundles.relist(damaged)
+    out = mmrt("inspect", damaged).out
+    assert "      built by 1.7.1.116 for GPUs 8.9, 12.0\n      sizes batch=1:2:8, h=1:2:8, w=1:2:8\n" in out
+    assert "its 1 engines may run" in mmrt("trust", damaged).out
