@@ -77,8 +77,10 @@ class RtxRuntime(Runtime):
 
 
 class Engine:
-    def __init__(self, log: Any, onnx: str, profiles: list[dict[str, list[int]]], aliases: dict[str, str]) -> None:
-        self.log, self.profiles, self.aliases = log, profiles, aliases
+    def __init__(
+        self, log: Any, onnx: str, profiles: list[dict[str, list[int]]], aliases: dict[str, str], whole: bool = True
+    ) -> None:
+        self.log, self.onnx, self.profiles, self.aliases, self.whole = log, onnx, profiles, aliases, whole
         self.session = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
         self.inputs = {each.name: each for each in self.session.get_inputs()}
         self.tensors = self.inputs | {each.name: each for each in self.session.get_outputs()}
@@ -108,6 +110,26 @@ class Engine:
         assert strategy == "user managed"
         self.contexts.append(Context(self, how))
         return self.contexts[-1]
+
+
+class Refitter:
+    """Puts weights into an engine; the ONNX file itself has the double's."""
+
+    def __init__(self, engine: Engine, log: Any) -> None:
+        self.engine, self.given = engine, False
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.whole = self.given
+        return self.given
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter: Refitter, log: Any) -> None:
+        self.refitter = refitter
+
+    def refit_from_bytes(self, model: bytes, path: str) -> bool:
+        self.refitter.given = Path(path).name == Path(self.refitter.engine.onnx).name and len(model) > 0
+        return self.refitter.given
 
 
 class RuntimeConfig:
@@ -218,6 +240,8 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         self.set["execute"] += 1
         self.streams.append(stream)
+        if not self.engine.whole:
+            return self._fail("weights are missing")
         if not self._ready() or self.needs < 0 or self.memory[1] < self.needs:
             return self._fail("shapes or memory are missing")
         if self.addresses.keys() != self.engine.tensors.keys():
@@ -253,6 +277,8 @@ def module(kind: str = "tensorrt") -> Any:
         __version__=VERSION,
         ILogger=ILogger,
         TensorIOMode=TensorIOMode,
+        Refitter=Refitter,
+        OnnxParserRefitter=OnnxParserRefitter,
         Runtime=RtxRuntime if rtx else Runtime,
         EngineValidity=EngineValidity,
         EngineInvalidityDiagnostics=EngineInvalidityDiagnostics,

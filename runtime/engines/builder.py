@@ -90,11 +90,14 @@ def specialised(arrays: Mapping[str, manifest.Array], sizes: Mapping[str, int]) 
     }
 
 
+def as_tensorrt_takes_it(onnx: Path, sizes: Mapping[str, int]) -> bytes:
+    """The ONNX file with its fixed dimensions, and without a wish for Attention's softmax: TensorRT has its own."""
+    return drop_attribute(fix_dimensions(onnx.read_bytes(), sizes), "softmax_precision")
+
+
 def _parse(library: Library, graph: str, network: Any, onnx: Path, sizes: Mapping[str, int]) -> None:
     parser = library.module.OnnxParser(network, library.log)
-    model = fix_dimensions(onnx.read_bytes(), sizes)
-    model = drop_attribute(model, "softmax_precision")  # of Attention: TensorRT has its own, and takes no wish
-    if parser.parse(model, str(onnx)):
+    if parser.parse(as_tensorrt_takes_it(onnx, sizes), str(onnx)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     nodes = dict.fromkeys(f"{each.node_operator()} {each.node_name()!r}" for each in errors if each.node_operator())

@@ -21,7 +21,7 @@ from mmrt.runtime.arrays import mismatch
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import Array, Device, Place, cpu
 from mmrt.runtime.engines import cache
-from mmrt.runtime.engines.builder import fixed, specialised
+from mmrt.runtime.engines.builder import as_tensorrt_takes_it, fixed, specialised
 from mmrt.runtime.engines.nvidia import DTYPES, Kind, Library
 from mmrt.runtime.errors import BundleError, EngineError, RequestError, UnreadyError
 from mmrt.runtime.files import whole
@@ -161,7 +161,8 @@ class TensorRtEngine:
         trt, log = self._library.module, self._library.log
         refitter = trt.Refitter(self._engine, log)
         parser = trt.OnnxParserRefitter(refitter, log)
-        done = parser.refit_from_file(str(onnx)) and refitter.refit_cuda_engine()
+        model = as_tensorrt_takes_it(onnx, fixed(self._build))
+        done = parser.refit_from_bytes(model, str(onnx)) and refitter.refit_cuda_engine()
         self._must(done, "cannot take its weights from the ONNX graph")
 
     def _compare(self, file: Path) -> None:

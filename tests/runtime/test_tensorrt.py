@@ -308,6 +308,18 @@ def test_dimensions_of_one_size_are_fixed(damaged: Path, gpu: Gpu) -> None:
         engine.run({"prompt_ids": device.put(bundles.ids("a red heart"))}, device)
 
 
+def test_an_engine_without_weights_takes_the_bundles(damaged: Path, gpu: Gpu) -> None:
+    bundle = Bundle(damaged)
+    built = build(bundle, "denoiser", stripped=True)
+    file = content(bundle, "denoiser", built, damaged.parent / "built")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"whole": False}))
+    variant = m.Variant(engine="tensorrt", precision="fp32", file="denoiser.engine", build=built)
+    cache.put("denoiser", variant, file)
+    engine, device = load("tensorrt", bundle, "denoiser", gpu), gpu.device()
+    arrays = given(device)
+    np.testing.assert_allclose(engine.run(arrays, device)["prediction"].values, wanted(arrays), atol=1e-6)
+
+
 def test_compiled_kernels_are_kept_for_the_next_process(damaged: Path, gpu: Gpu) -> None:
     put("tensorrt-rtx", Bundle(damaged), "denoiser")
     compiled = []
