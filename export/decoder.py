@@ -84,6 +84,15 @@ def spread(mask: Any, length: int) -> Any:
     return mask[:, None, None, :].expand(-1, 1, length, -1)
 
 
+def _outputs(logits: Any, cache: Any) -> tuple[Any, ...]:
+    arrays = (array for layer in cache.layers for array in (layer.keys, layer.values))
+    return (logits, logits.argmax(dim=-1), *arrays)
+
+
+def _output_names(layers: int) -> tuple[str, ...]:
+    return ("logits", "likeliest", *names("new_", layers))
+
+
 def mask_for(model: Any, allowed: Any) -> Any:
     """`allowed` (bool) as the model's attention takes it: as it is, or, where that adds masks to its scores, 0 or less.
 
@@ -133,7 +142,8 @@ def cross_attention(decoder: Any, states: Any) -> tuple[Any, ...]:
 
 class Decoder(torch.nn.Module):  # type: ignore[misc]
     """tokens int64 (rows, sequence), positions int64 (rows,), source_mask bool (rows, source) where sources differ in
-    length, cross keys and values, caches -> logits float32 (rows, vocabulary) after the last token, new caches.
+    length, cross keys and values, caches -> logits float32 (rows, vocabulary) after the last token, the likeliest next
+    token int64 (rows,), new caches.
     """
 
     def __init__(self, decoder: Any, states_width: int) -> None:
@@ -155,12 +165,13 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             past_key_values=EncoderDecoderCache(written, given),
             use_cache=True,
         ).logits
-        return (logits[:, -1], *(array for layer in written.layers for array in (layer.keys, layer.values)))
+        return _outputs(logits[:, -1], written)
 
 
 class Causal(torch.nn.Module):  # type: ignore[misc]
     """tokens int64 (rows, sequence), positions int64 (rows,), what `embed` takes besides, caches -> logits float32
-    (rows, vocabulary) after the last token, new caches. Each row has its own positions.
+    (rows, vocabulary) after the last token, the likeliest next token int64 (rows,), new caches. Each row has its own
+    positions.
 
     `embed` makes float32 (rows, sequence, width) of tokens, `model` is a transformers decoder without a head, `head`
     makes logits of its states. Layers may have fewer heads of keys than of queries.
@@ -182,8 +193,7 @@ class Causal(torch.nn.Module):  # type: ignore[misc]
             past_key_values=written,
             use_cache=True,
         ).last_hidden_state
-        logits = self.head(states[:, -1])
-        return (logits, *(array for layer in written.layers for array in (layer.keys, layer.values)))
+        return _outputs(self.head(states[:, -1]), written)
 
 
 class Embed(torch.nn.Module):  # type: ignore[misc]
@@ -229,11 +239,11 @@ def causal_graph(
     rows, capacity = 2, 32
     past = {name: torch.zeros(rows, heads, capacity, width) for name in names("", layers)}
     free: dict[str, dict[int, str]] = {"tokens": {0: "rows", 1: "sequence"}, "positions": {0: "rows"}}
-    free |= {"logits": {0: "rows"}, **{name: {0: "rows"} for name in extra}}
+    free |= {"logits": {0: "rows"}, "likeliest": {0: "rows"}, **{name: {0: "rows"} for name in extra}}
     free |= {name: {0: "rows", 2: "capacity"} for old in past for name in (old, f"new_{old}")}
     tokens, positions = torch.zeros(rows, 3, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
     inputs = {"tokens": tokens, "positions": positions, **extra, **past}
-    return Graph(Causal(embed, model, head), inputs, ("logits", *names("new_", layers)), free, opset=OPSET), layers
+    return Graph(Causal(embed, model, head), inputs, _output_names(layers), free, opset=OPSET), layers
 
 
 def decoder_graph(decoder: Any, states_width: int, masked: bool) -> tuple[Graph, int]:
@@ -250,10 +260,10 @@ def decoder_graph(decoder: Any, states_width: int, masked: bool) -> tuple[Graph,
         "positions": {0: "rows"},
         "source_mask": {0: "rows", 1: "source"},
         "logits": {0: "rows"},
+        "likeliest": {0: "rows"},
     }
     free |= {name: {0: "rows", 2: "source"} for name in cross}
     free |= {name: {0: "rows", 2: "capacity"} for old in past for name in (old, f"new_{old}")}
     tokens = torch.zeros(rows, 3, dtype=torch.int64)
     inputs = {"tokens": tokens, "positions": torch.zeros(rows, dtype=torch.int64), **mask, **cross, **past}
-    outputs = ("logits", *names("new_", layers))
-    return Graph(Decoder(decoder, states_width), inputs, outputs, free, opset=OPSET), layers
+    return Graph(Decoder(decoder, states_width), inputs, _output_names(layers), free, opset=OPSET), layers

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
 import numpy as np
 
 from mmrt.runtime.arrays import Float32
@@ -29,8 +30,7 @@ class Step:
         return self._preview()
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(msgspec.Struct, frozen=True):
     """A token was chosen for result `index`: its `id`, and the `text` that became certain with it, which may be none.
 
     Text that comes with no token of its own has `id` None. A result's texts joined are its whole text.

@@ -37,14 +37,30 @@ def process(scores: Float32, rules: Rules, histories: Callable[[], Sequence[Int6
         force(scores, rules.forced[new])
     if new == rules.max_new_tokens - 1 and rules.forced_end is not None:
         force(scores, rules.forced_end)
-    suppressed = rules.suppressed
-    if new == len(rules.forced):
-        suppressed += rules.begin_suppressed
-    if suppressed:
+    if suppressed := _suppressed(rules, new):
         forbid(scores, suppressed)
     if rules.timestamps is not None:
         written = [tokens[len(tokens) - new :] for tokens in histories()]
         timestamps(scores, rules.timestamps, rules.ends[0], written)
+
+
+def forbidden(rules: Rules, new: int) -> frozenset[int] | None:
+    """The tokens that `process` forbids, if that is all it does: any other that is the most likely then remains it."""
+    if rules.repetition_penalty != 1 or rules.no_repeat_ngram_size or rules.timestamps is not None:
+        return None
+    if new < len(rules.forced) or (new == rules.max_new_tokens - 1 and rules.forced_end is not None):
+        return None
+    return frozenset(_suppressed(rules, new) + (rules.ends if new < rules.min_new_tokens else ()))
+
+
+def changes(rules: Rules) -> frozenset[int]:
+    """From how many new tokens on `forbidden` is another."""
+    forced = len(rules.forced)
+    return frozenset((0, forced, forced + 1, rules.min_new_tokens, rules.max_new_tokens - 1))
+
+
+def _suppressed(rules: Rules, new: int) -> tuple[int, ...]:
+    return rules.suppressed + rules.begin_suppressed if new == len(rules.forced) else rules.suppressed
 
 
 def warp(scores: Float32, rules: Rules) -> Float32:

@@ -476,7 +476,8 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     come first. A prompt may hold ids beyond the vocabulary, which the graphs read and never write.
 
     The loop gives the graphs `tokens`, int64 (rows, sequence), and `positions`, int64 (rows,), how many tokens of a row
-    came before; it takes `logits`, float32 (rows, vocabulary), for what follows the last. `caches` says which output is
+    came before; it takes `logits`, float32 (rows, vocabulary), for what follows the last, and, if a graph makes them,
+    `likeliest`, int64 (rows,), each row's most likely token, where that is all it needs. `caches` says which output is
     the new content of which input, float32 (rows, heads, capacity, width), written in place; `limit` is the most tokens
     that a row can have, prompt and all. Without the option `max_new_tokens`, rows become that long, or get `count` new
     tokens. With `guidance`, of the kind `classifier-free`, the logits of unconditional and conditional rows are joined.

@@ -456,6 +456,10 @@ class _Check:
         legal = made[0].dtype == "float32" and len(made[0].shape) == 2 and isinstance(vocabulary, int)
         self._require(legal, f"{where}.graphs", f"logits are made as {made[0]}, wanted float32(rows, vocabulary)")
         for name, graph in graphs.items():
+            if (likeliest := graph.outputs.get("likeliest")) is not None:
+                legal = likeliest.dtype == "int64" and len(likeliest.shape) == 1
+                what = f"'likeliest' is made as {likeliest}, wanted int64(rows)"
+                self._require(legal, f"$.graphs.{name}.outputs.likeliest", what)
             taken = graph.outputs.keys() & {"tokens", "positions", "sequences"}
             self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
         named = (*_ids(stage.prompt), *stage.forced, *stage.ends, *stage.suppressed, *stage.begin_suppressed)

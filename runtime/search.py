@@ -6,6 +6,7 @@ The caller runs the model and hands over its logits; a search hands back the nex
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
@@ -14,7 +15,7 @@ import numpy as np
 
 from mmrt.runtime.arrays import AnyArray, Float32, Int64
 from mmrt.runtime.errors import RequestError
-from mmrt.runtime.logits import draw, log_softmax, process, top, warp
+from mmrt.runtime.logits import changes, draw, forbidden, log_softmax, process, top, warp
 from mmrt.runtime.manifest import Timestamps
 
 Stopped: TypeAlias = Literal["end", "stop", "length"]
@@ -104,13 +105,16 @@ class Completion:
 
 
 class Search(Protocol):
-    """The rows of one request, in step. `advance` until `done`.
+    """The rows of one request, in step. `advance` until `done`, or `follow` where that will do.
 
-    tokens: int64 (rows,), the newest token of every row, which the model reads next; at first the prompts' last.
+    tokens: the newest token of every row, which the model reads next; at first the prompts' last.
     """
 
-    tokens: Int64
+    tokens: list[int]
     done: bool
+
+    def follow(self, best: list[int]) -> bool:
+        """Choose every row's most likely token, `best`, if it is what `advance` would choose; whether it was so."""
 
     def advance(self, logits: Float32) -> Int64 | None:
         """Choose by float32 (rows, vocabulary), which is written over.
@@ -119,7 +123,7 @@ class Search(Protocol):
         """
 
     def certain(self) -> list[tuple[int, int]]:
-        """Which results got which tokens for good in the last `advance`, in order."""
+        """Which results got which tokens for good in the last step, in order."""
 
     def results(self) -> list[Completion]:
         """When done: `returned` for every prompt, consecutive."""
@@ -140,40 +144,68 @@ def search(
 
 
 class Rows:
-    """Every row on its own, greedy or drawn: transformers' `_sample`."""
+    """Every row on its own, greedy or drawn: transformers' `_sample`.
+
+    Where the most likely tokens are known without the logits, a step touches no array: the caches are cold after the
+    model's weights went through them, and an operation of NumPy's on one number then takes as long as all the rest.
+    """
 
     def __init__(
         self, rules: Rules, prompts: Sequence[Int64], uniforms: Sequence[Callable[[], float]], stops: Stops | None
     ) -> None:
         self._rules, self._uniforms, self._stops = rules, uniforms, stops
-        self._history = _History(prompts, rules.returned, rules.max_new_tokens)
+        self._texts = [array("q", prompt.tolist()) for prompt in prompts for _ in range(rules.returned)]
+        self._new = 0
         self._results: dict[int, Completion] = {}
-        self._running = list(range(len(self._history.tokens)))
+        self._running = list(range(len(self._texts)))
         self._certain: list[tuple[int, int]] = []
-        self.tokens = self._history.tokens[:, self._history.end - 1].copy()
+        self._ends, self._changes = frozenset(rules.ends), changes(rules)
+        self._forbidden: frozenset[int] | None = None  # by which the most likely token may not be followed
+        self.tokens = [text[-1] for text in self._texts]
         self.done = False
+
+    def follow(self, best: list[int]) -> bool:
+        if self._new in self._changes and self._rules.temperature == 0:
+            self._forbidden = forbidden(self._rules, self._new)
+        if self._forbidden is None or not self._forbidden.isdisjoint(best):
+            return False
+        self._take(best)
+        return True
 
     def advance(self, logits: Float32) -> None:
         """Take the most likely token of every row, or draw one."""
-        history, rules = self._history, self._rules
-        process(logits, rules, history.rows, history.new)
-        chosen = logits.argmax(axis=1) if rules.temperature == 0 else self._draw(logits)
-        if self._results:
-            chosen[list(self._results)] = rules.pad
-        history.append(chosen)
-        tokens = chosen.tolist()
-        self._certain = [(row, tokens[row]) for row in self._running]
+        process(logits, self._rules, self._histories, self._new)
+        self._take(logits.argmax(axis=1).tolist() if self._rules.temperature == 0 else self._draw(logits))
+
+    def _histories(self) -> list[Int64]:
+        """The tokens of every row, as views that must be gone before it grows."""
+        return [np.frombuffer(text, np.int64) for text in self._texts]
+
+    def _take(self, chosen: list[int]) -> None:
+        for row in self._results:
+            chosen[row] = self._rules.pad
+        for text, token in zip(self._texts, chosen, strict=True):
+            text.append(token)
+        self._new += 1
+        self._certain = [(row, chosen[row]) for row in self._running]
+        self.tokens = chosen
+        last = self._new == self._rules.max_new_tokens
+        if last or self._stops is not None or not self._ends.isdisjoint(chosen):
+            self._end()
+
+    def _end(self) -> None:
+        """Let the rows go that end with their newest token."""
+        histories = self._histories()
         for row, _ in self._certain:
-            new = history.new_tokens[row]
-            stopped = _stopped(rules, self._stops, row, new)
+            new = histories[row][-self._new :]
+            stopped = _stopped(self._rules, self._stops, row, new)
             if stopped is not None:
                 self._results[row] = Completion(new.copy(), None, stopped)
                 self._running.remove(row)
-        self.tokens = chosen
         self.done = not self._running
 
-    def _draw(self, scores: Float32) -> Int64:
-        chosen = np.zeros(len(scores), np.int64)
+    def _draw(self, scores: Float32) -> list[int]:
+        chosen = [0] * len(scores)
         for row in self._running:
             chosen[row] = draw(warp(scores[row], self._rules), self._uniforms[row]())
         return chosen
@@ -203,8 +235,11 @@ class Beams:
         self._ended_scores = np.full(shape, NEVER)  # falling
         self._ended_lengths = np.zeros(shape, np.int64)  # 0: not there yet
         self._improvable = np.ones((len(prompts), 1), np.bool_)
-        self.tokens = self._history.tokens[:, self._history.end - 1].copy()
+        self.tokens = self._history.last()
         self.done = False
+
+    def follow(self, best: list[int]) -> bool:
+        return False
 
     def advance(self, logits: Float32) -> Int64 | None:
         """Let every beam go on with its best tokens, and keep the best of all of a prompt."""
@@ -230,7 +265,7 @@ class Beams:
         running = _best(sums, beams)
         self._scores = np.take_along_axis(sums, running, 1)
         history.tokens[:, : history.end] = _pick(candidates, running).reshape(len(logits), -1)
-        self.tokens = history.tokens[:, history.end - 1].copy()
+        self.tokens = history.last()
         self._improvable = self._improvable & self._improves()
         full = rules.early_stopping is True and bool(self._ended_lengths.all())
         self.done = full or bool(ending.all()) or not self._improvable.any()
@@ -289,7 +324,7 @@ class Beams:
 
 
 class _History:
-    """The tokens of all rows: prompts, aligned to the right, then `new` ones."""
+    """The tokens of all beams: prompts, aligned to the right, then `new` ones."""
 
     def __init__(self, prompts: Sequence[Int64], copies: int, room: int) -> None:
         self.new, self._longest = 0, max(map(len, prompts))
@@ -302,17 +337,14 @@ class _History:
     def end(self) -> int:
         return self._longest + self.new
 
-    @property
-    def new_tokens(self) -> Int64:
-        return self.tokens[:, self._longest : self.end]
+    def last(self) -> list[int]:
+        """The newest token of every row."""
+        newest: list[int] = self.tokens[:, self.end - 1].tolist()
+        return newest
 
     def rows(self) -> list[Int64]:
         """The tokens of every row, as views."""
         return [row[start : self.end] for row, start in zip(self.tokens, self._starts, strict=True)]
-
-    def append(self, tokens: Int64) -> None:
-        self.tokens[:, self.end] = tokens
-        self.new += 1
 
 
 def _stopped(rules: Rules, stops: Stops | None, result: int, tokens: Int64) -> Stopped | None:

@@ -127,7 +127,10 @@ class Detokenizer:
         return TextStream(self)
 
     def part(self, token: int, first: bool) -> str | bytes | None:
-        """What a token adds to the text, or to its UTF-8; None if it is special. Tokens are joined one by one."""
+        """What a token adds to the text, or, where that is no whole characters, to its UTF-8; None if it is special.
+
+        Tokens are joined one by one.
+        """
         key = token, first
         if key not in self._parts:
             with _blame(self._path, "the tokenizer fails"):
@@ -140,10 +143,17 @@ class Detokenizer:
             return None
         if self.bytes:
             known = all(each in _BYTES for each in piece)
-            return bytes(_BYTES[each] for each in piece) if known else piece.encode()
+            return _whole(bytes(_BYTES[each] for each in piece) if known else piece.encode())
         if self._decoder is None:
             return str(piece.replace(sentencepiece.SPACE, " "))
         return str(self._decoder.decode([piece] if first else ["", piece]))
+
+
+def _whole(utf8: bytes) -> str | bytes:
+    try:
+        return utf8.decode()
+    except UnicodeDecodeError:
+        return utf8
 
 
 class TextStream:
@@ -152,7 +162,7 @@ class TextStream:
     def __init__(self, parts: Detokenizer) -> None:
         self._parts = parts
         self._first = True
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8, self._open = codecs.getincrementaldecoder("utf-8")("replace"), False
         self._blanks, self._begun = "", False
         self._unclean = ""
 
@@ -162,7 +172,10 @@ class TextStream:
         if part is None:
             return ""
         self._first = False
-        return self._add(self._utf8.decode(part) if isinstance(part, bytes) else part)
+        if self._open or isinstance(part, bytes):
+            part = self._utf8.decode(part.encode() if isinstance(part, str) else part)
+            self._open = self._utf8.getstate()[0] != b""
+        return self._add(part)
 
     def finish(self) -> str:
         """What was still open."""

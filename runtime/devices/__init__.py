@@ -38,6 +38,9 @@ class Device(Protocol):
     def write(self, array: Array, values: AnyArray) -> None:
         """array[:] = values, with a NumPy array of the same shape and dtype, which may be changed afterwards."""
 
+    def numbers(self, array: Array) -> Numbers:
+        """The values of a small int64 array, for a loop that writes or reads them in every step."""
+
     def copy(self, array: Array, values: Array) -> None:
         """array[:] = values, both of the device and of the same shape and dtype."""
 
@@ -90,6 +93,16 @@ class Device(Protocol):
 
     def seconds(self, start: Any, end: Any) -> float:
         """The time between two marks, after the second has passed."""
+
+
+class Numbers(Protocol):
+    """The values of an array in their order, seen from the host."""
+
+    def write(self, values: list[int]) -> None:
+        """Set them all."""
+
+    def read(self) -> list[int]:
+        """All of them, after all that was asked before."""
 
 
 class Place(Protocol):

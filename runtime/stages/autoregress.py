@@ -9,12 +9,12 @@ import numpy as np
 
 from mmrt.runtime import manifest
 from mmrt.runtime.arrays import Float32, Int64, fitted
-from mmrt.runtime.devices import Array, cpu
+from mmrt.runtime.devices import Array, Numbers, cpu
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Token
 from mmrt.runtime.request import Request
-from mmrt.runtime.search import Rules, search
+from mmrt.runtime.search import Rules, Stops, search
 from mmrt.runtime.stages import Run, distinct, guided
 from mmrt.runtime.stages.once import once
 from mmrt.runtime.transcript import Transcript
@@ -52,13 +52,12 @@ def _write(
         raise RequestError(f"{stage.options['beams']} is {rule.beams}, wanted 1 with guidance")
     found = search(rule, conditional, run.uniforms(), _stops(stage, run))
     loop = _Loop(stage, engines, run, prompts, copies, each=len(found.tokens) // len(conditional))
-    newest = loop.prefill()
+    loop.prefill()
     while not found.done:
-        order = found.advance(loop.logits(newest))
-        newest = found.tokens
-        run.first_token = run.first_token or time.perf_counter() - run.started
-        if order is not None:
+        best = loop.step(found.tokens)
+        if (best is None or not found.follow(best)) and (order := found.advance(loop.logits())) is not None:
             loop.take(order)
+        run.first_token = run.first_token or time.perf_counter() - run.started
         yield from found.certain()
     run.completions = found.results()
 
@@ -164,7 +163,7 @@ def _prompts(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Ru
     return [row[:length] for row, length in zip(tokens, own, strict=True)]
 
 
-def _stops(stage: manifest.Autoregress, run: Run) -> Callable[[int, Int64], bool] | None:
+def _stops(stage: manifest.Autoregress, run: Run) -> Stops | None:
     """Whether a result's text holds one of the request's stop strings."""
     wanted: Sequence[str] = run.request.values[stage.options["stop"]] if "stop" in stage.options else ()
     if not wanted:
@@ -186,7 +185,7 @@ class _Loop:
     """The stage's graphs over one set of buffers, bound anew only when these grow or another number of tokens comes.
 
     There are `each` rows for every prompt, which need not be equally long: what lies beyond a row's own position is
-    written over before it is looked at.
+    written over before it is looked at. A step only writes and reads single numbers.
     """
 
     def __init__(
@@ -213,24 +212,38 @@ class _Loop:
             self._least = length if isinstance(length, int) else self._least
             self._arrays[name] = self._device.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[arg-type]
         self._arrays["positions"] = self._device.zeros((rows,), np.int64)
-        self._positions = np.zeros(rows, np.int64)
+        self._positions, self._places = self._device.numbers(self._arrays["positions"]), [0] * rows
+        self._tokens: Numbers | None = None
+        self._likeliest: Numbers | None = None
 
-    def prefill(self) -> Int64:
-        """Put all but the last token of every prompt into the caches; the last ones."""
+    def prefill(self) -> None:
+        """Put all but the last token of every prompt into the caches."""
         if (longest := max(map(len, self._prompts))) > 1:
-            self._feed(_padded(self._prompts, self._stage.pad)[:, : longest - 1])
-        self._positions[:] = [len(prompt) - 1 for prompt in self._prompts]
-        return np.array([prompt[-1] for prompt in self._prompts])
+            self._bind(longest - 1, longest - 1)
+            self._device.write(self._arrays["tokens"], _padded(self._prompts, self._stage.pad)[:, : longest - 1])
+            self._run_graphs()
+        self._places = [len(prompt) - 1 for prompt in self._prompts]
 
     def first(self) -> Float32:
         """What follows the prompts, (rows, vocabulary)."""
-        return self.logits(self.prefill())
+        self.prefill()
+        self.step([int(prompt[-1]) for prompt in self._prompts])
+        return self.logits()
 
-    def logits(self, tokens: Int64) -> Float32:
-        """Put one more token into every row; what follows, (rows, vocabulary). The rows of a prompt go in step."""
-        copies = len(self._prompts) // len(tokens)
-        self._feed((np.tile(tokens, copies) if copies > 1 else tokens)[:, None])
-        self._positions += 1
+    def step(self, tokens: list[int]) -> list[int] | None:
+        """Put one more token into every row, those of a prompt's rows in step; the most likely ones that follow, if a
+        graph says so."""
+        if self._length == self._capacity or self._width != 1:
+            self._bind(self._length + 1, 1)
+        assert self._tokens is not None
+        self._tokens.write(tokens * (len(self._places) // len(tokens)))
+        self._positions.write(self._places)
+        self._run_graphs()
+        self._places = [place + 1 for place in self._places]
+        return self._likeliest.read() if self._likeliest is not None else None
+
+    def logits(self) -> Float32:
+        """What follows, (rows, vocabulary)."""
         logits: Float32 = self._device.get(self._arrays["logits"])
         if self._copies == 1:
             return logits
@@ -242,18 +255,13 @@ class _Loop:
         for name in self._stage.caches:
             self._device.reorder_rows(self._arrays[name], rows, self._each, self._length)
 
-    def _feed(self, tokens: Int64) -> None:
-        arrays, device, marks, width = self._arrays, self._device, self._run.marks, tokens.shape[1]
-        end = self._length + width
-        if end > self._capacity or width != self._width:
-            self._bind(end, width)
-        device.write(arrays["tokens"], tokens)
-        device.write(arrays["positions"], self._positions)
+    def _run_graphs(self) -> None:
+        device, marks = self._device, self._run.marks
         for graph, call in self._calls.items():
             started = device.mark()
             call()
             marks.append((graph, started, device.mark()))
-        self._length = end
+        self._length += self._width
 
     def _bind(self, end: int, width: int) -> None:
         arrays, rows = self._arrays, len(self._prompts)
@@ -263,7 +271,7 @@ class _Loop:
             if arrays[name].shape[2] < self._capacity:
                 arrays[name] = self._device.enlarge(arrays[name], self._capacity, self._length)
         arrays["tokens"] = self._device.empty((rows, width), np.int64)
-        self._width = width
+        self._tokens, self._width = self._device.numbers(arrays["tokens"]), width
         for graph, engine in self._engines.items():
             into: dict[str, Array] = {
                 new: arrays[old] for old, new in self._stage.caches.items() if new in engine.outputs
@@ -271,5 +279,8 @@ class _Loop:
             given = fitted(arrays, engine.inputs, self._device.cast)
             self._calls[graph], outputs = engine.bind(given, into, self._device)
             arrays |= {name: array for name, array in outputs.items() if name not in into}
-        if len(arrays["logits"]) != rows:
-            raise BundleError(f"logits have {len(arrays['logits'])} rows, wanted {rows} as the tokens have")
+        for name in ("logits", "likeliest"):
+            if name in arrays and len(arrays[name]) != rows:
+                raise BundleError(f"{name} has {len(arrays[name])} rows, wanted {rows} as the tokens have")
+        if self._copies == 1 and any("likeliest" in engine.outputs for engine in self._engines.values()):
+            self._likeliest = self._device.numbers(arrays["likeliest"])

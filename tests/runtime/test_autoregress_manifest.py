@@ -139,6 +139,14 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: _graph(m)["outputs"]["logits"].update(shape=["rows", "words"]),
         "wanted float32(rows, vocabulary)",
     ),
+    "likeliest numbers": (
+        lambda m: _graph(m)["outputs"].update(likeliest={"dtype": "float32", "shape": ["rows"]}),
+        "'likeliest' is made as float32(rows), wanted int64(rows)",
+    ),
+    "likeliest rows": (
+        lambda m: _graph(m)["outputs"].update(likeliest={"dtype": "int64", "shape": ["rows", 1]}),
+        "wanted int64(rows)",
+    ),
     "whole logits": (lambda m: _graph(m)["outputs"]["logits"].update(dtype="int64"), "wanted float32"),
     "tokens of its own": (
         lambda m: _graph(m)["outputs"].update(sequences={"dtype": "int64", "shape": ["rows"]}),

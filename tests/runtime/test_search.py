@@ -23,14 +23,18 @@ def language(seed: int, size: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 2, (size, size)).astype(np.float32)
 
 
-def run(found: Search, table: np.ndarray) -> list[Completion]:
-    """To the end. What was certain on the way are the results, and rows went on from those that they were told to."""
+def run(found: Search, table: np.ndarray, follow: bool = True) -> list[Completion]:
+    """To the end. What was certain on the way are the results, and rows went on from those that they were told to.
+
+    The most likely tokens are enough where the search says so, unless it may not `follow`.
+    """
     certain: dict[int, list[int]] = {}
     texts: list[tuple[int, ...]] = [()] * len(found.tokens)
     followed = {*texts}
     while not found.done:
-        rows = found.advance(table[found.tokens])
-        assert found.tokens.dtype == np.int64
+        logits = table[found.tokens]
+        followed_best = follow and found.follow(logits.argmax(axis=1).tolist())
+        rows = None if followed_best else found.advance(logits)
         origins = range(len(texts)) if rows is None else rows.tolist()
         texts = [(*texts[row], int(token)) for row, token in zip(origins, found.tokens, strict=True)]
         followed |= {*texts}
@@ -62,7 +66,7 @@ def cycle(*tokens: int) -> np.ndarray:
 
 def test_greedy_takes_the_most_likely() -> None:
     found = search(Rules(5, ends=(END,), pad=9), prompts([3, 4, 1]))
-    assert found.tokens.tolist() == [1]
+    assert found.tokens == [1]
     assert told(run(found, cycle(1, 2, 3, END))) == [([2, 3, END], "end")]
 
 
@@ -73,7 +77,7 @@ def test_rows_end_on_their_own_and_are_padded() -> None:
     steps = []
     while not found.done:
         assert found.advance(table[np.minimum(found.tokens, 5)]) is None
-        steps.append((found.tokens.tolist(), found.certain()))
+        steps.append((found.tokens, found.certain()))
     assert steps == [
         ([END, 2, 3], [(0, END), (1, 2), (2, 3)]),
         ([7, 3, END], [(1, 3), (2, END)]),
@@ -109,6 +113,41 @@ def test_the_defaults_of_rules_do_nothing_to_greedy() -> None:
     for _ in range(12):
         text.append(int(table[text[-1]].argmax()))
     assert told(run(search(Rules(12), start), table)) == [(text[1:], "length")]
+
+
+RULES = st.fixed_dictionaries(
+    {
+        "ends": st.sampled_from([(), (0,), (0, 5)]),
+        "min_new_tokens": st.integers(0, 6),
+        "suppressed": st.sampled_from([(), (2,), (2, 9, 11)]),
+        "begin_suppressed": st.sampled_from([(), (4,)]),
+        "forced": st.sampled_from([(), (3,), (3, 2)]),
+        "forced_end": st.sampled_from([None, 0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.0, 1.3]),
+        "no_repeat_ngram_size": st.sampled_from([0, 0, 2]),
+    }
+)
+
+
+@given(RULES, st.integers(0, 1000))
+@settings(max_examples=300, deadline=None)
+def test_the_most_likely_tokens_are_enough_where_it_says_so(given: dict[str, Any], seed: int) -> None:
+    table, rules = language(seed, 12), Rules(8, **given)
+    starts = prompts([3, 4, 1], [2])
+    assert told(run(search(rules, starts), table)) == told(run(search(rules, starts), table, follow=False))
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"suppressed": (5,), "begin_suppressed": (7,)}, {"ends": (5,), "min_new_tokens": 3}]
+)
+def test_forbidding_others_leaves_the_most_likely(given: dict[str, Any]) -> None:
+    assert search(Rules(4, **given), prompts([1])).follow([3])
+    assert not given or not search(Rules(4, **given), prompts([1])).follow([5])
+
+
+@pytest.mark.parametrize("given", [{"temperature": 1.0}, {"beams": 2}, {"repetition_penalty": 2.0}, {"forced": (1,)}])
+def test_what_must_see_the_logits(given: dict[str, Any]) -> None:
+    assert not search(Rules(4, **given), prompts([1])).follow([3])
 
 
 def test_histories_start_with_the_prompt_of_their_row() -> None:
