@@ -214,16 +214,30 @@ class Embed(torch.nn.Module):  # type: ignore[misc]
         return torch.where(given[:, :, None], looked_up, known)
 
 
+class LookUp(torch.nn.Module):  # type: ignore[misc]
+    """As `Embed`, of a table of the whole request, float32 (tiles, places, width), whose places are counted on."""
+
+    def __init__(self, embedding: torch.nn.Module, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding, self.vocabulary = embedding, vocabulary
+
+    def forward(self, tokens: Any, features: Any) -> Any:
+        given = tokens >= self.vocabulary
+        known = self.embedding(torch.where(given, 0, tokens))
+        looked_up = features.flatten(0, 1)[torch.where(given, tokens - self.vocabulary, 0)]
+        return torch.where(given[:, :, None], looked_up, known)
+
+
 _ROPE = ("default", "linear", "yarn", "llama3")  # the others' frequencies follow from the length so far
 
 
 def causal_graph(
-    embed: torch.nn.Module, model: Any, head: torch.nn.Module, extra: dict[str, torch.Tensor]
+    embed: torch.nn.Module, model: Any, head: torch.nn.Module, extra: dict[str, torch.Tensor], of: str = "rows"
 ) -> tuple[Graph, int]:
     """The graph of a decoder without cross-attention, and the number of its layers.
 
-    `extra` are examples, of 2 rows, of what `embed` takes beside tokens. Raises `ExportError` for what is not
-    supported: windows of attention, and rotary positions that change with the length.
+    `extra` are examples of what `embed` takes beside tokens, 2 or more each of what `of` says. Raises `ExportError` for
+    what is not supported: windows of attention, and rotary positions that change with the length.
     """
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -239,7 +253,7 @@ def causal_graph(
     rows, capacity = 2, 32
     past = {name: torch.zeros(rows, heads, capacity, width) for name in names("", layers)}
     free: dict[str, dict[int, str]] = {"tokens": {0: "rows", 1: "sequence"}, "positions": {0: "rows"}}
-    free |= {"logits": {0: "rows"}, "likeliest": {0: "rows"}, **{name: {0: "rows"} for name in extra}}
+    free |= {"logits": {0: "rows"}, "likeliest": {0: "rows"}, **{name: {0: of} for name in extra}}
     free |= {name: {0: "rows", 2: "capacity"} for old in past for name in (old, f"new_{old}")}
     tokens, positions = torch.zeros(rows, 3, dtype=torch.int64), torch.zeros(rows, dtype=torch.int64)
     inputs = {"tokens": tokens, "positions": positions, **extra, **past}

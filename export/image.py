@@ -11,6 +11,7 @@ from mmrt.export.checkpoint import Checkpoint
 from mmrt.runtime import manifest as m
 from mmrt.runtime.errors import ExportError
 
+_LONGEST = 4096  # to which the processor limits a side
 _NOT = {"do_pad": "pads", "do_image_splitting": "splits", "do_thumbnail": "makes thumbnails", "do_align_axis": "turns"}
 
 
@@ -55,9 +56,8 @@ def patches(processor: Any, shapes: str) -> m.Patches:
 
 def fit(processor: Any) -> m.Fit:
     """How the processor brings pictures to size. Raises `ExportError` where it does more than resize and crop."""
-    whole = getattr(processor, "max_image_size", None)  # Idefics3's: pads to a size that all pictures have
     for field, does in _NOT.items():
-        if getattr(processor, field, False) and not (whole and field == "do_pad"):
+        if getattr(processor, field, False):
             raise ExportError(
                 f"preprocessor_config.json: {field} is true; an image processor that {does} is not supported"
             )
@@ -65,8 +65,6 @@ def fit(processor: Any) -> m.Fit:
         raise ExportError("preprocessor_config.json: do_resize is false, wanted true: pictures come in any size")
     size = {key: side for key, side in dict(processor.size).items() if side}
     resample: Any = Image.Resampling(processor.resample).name.lower()
-    if whole:
-        return _squared(size, int(dict(whole)["longest_edge"]), resample)
     crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else None
     if size.get("shortest_edge") and crop:
         return m.Fit(width=crop["width"], height=crop["height"], resample=resample, shortest=size["shortest_edge"])
@@ -87,10 +85,18 @@ def fit_of(checkpoint: Checkpoint, processor: Any, side: int) -> m.Fit:
     return found
 
 
-def _squared(size: dict[str, int], side: int, resample: Any) -> m.Fit:
-    """A square of `side`, stretched from what `size` makes of the picture."""
-    if size.keys() == {"height", "width"}:
-        raise ExportError(f"preprocessor_config.json: size {size} is not supported, wanted longest_edge")
-    if size["longest_edge"] > 4096:
-        raise ExportError(f"preprocessor_config.json: longest_edge is {size['longest_edge']}, wanted at most 4096")
-    return m.Fit(width=side, height=side, resample=resample, longest=size["longest_edge"])
+def split(checkpoint: Checkpoint, processor: Any, side: int) -> m.Split:
+    """How Idefics3's processor makes tiles of `side` times `side` pixels. Raises `ExportError` where it does not."""
+    file = checkpoint.path / "preprocessor_config.json"
+    size = {key: value for key, value in dict(processor.size).items() if value}
+    if size.keys() != {"longest_edge"}:
+        raise ExportError(f"{file}: size {size} is not supported, wanted longest_edge")
+    longest, found = size["longest_edge"], int(dict(processor.max_image_size)["longest_edge"])
+    if longest > _LONGEST:
+        raise ExportError(f"{file}: longest_edge is {longest}, wanted at most {_LONGEST}")
+    if found != side:
+        raise ExportError(f"{file}: pictures become {found}x{found}, wanted {side}x{side} as config.json says")
+    if not processor.do_resize:
+        raise ExportError(f"{file}: do_resize is false, wanted true: pictures come in any size")
+    resample: Any = Image.Resampling(processor.resample).name.lower()
+    return m.Split(size=side, longest=longest, resample=resample, cut=bool(processor.do_image_splitting))

@@ -47,6 +47,26 @@ Shape = tuple[Positive | Name | Ratio, ...]
 Cleaning = Literal["mend", "entities", "underscores", "pieces", "punctuation", "lower", "blanks"]
 
 
+class Placing(_Struct, frozen=True):
+    """How a picture of the input `image`, which has `split`, stands in a text: `word`, which the prefix has once,
+    becomes `alone`, or, where there are several tiles, `tile` for each of them, row by row, with `line` after each row,
+    and `last` for the whole.
+
+    In these {row} and {column} are counted from 1, and {} is `word` once for each of a tile's `places`. Its id,
+    `token`, becomes `first` and more: the number of the place in all tiles of the request, for graphs to look up.
+    """
+
+    image: Name
+    word: Label
+    token: TokenId
+    places: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    first: TokenId
+    alone: str
+    tile: str = ""
+    line: str = ""
+    last: str = ""
+
+
 class Tokenize(_Struct, frozen=True):
     """How a text becomes ids: int64 (texts, tokens), at most `length` a text, padded at the right with the id `pad`.
 
@@ -56,6 +76,7 @@ class Tokenize(_Struct, frozen=True):
     `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a
     text's own tokens are: then the longest text sets the length, and a text over `length` is refused. `clean` are the
     steps of `cleaning.STEPS` that a text goes through first. A text of no tokens is refused where some are `needed`.
+    `picture` says how a picture stands in the prefix.
     """
 
     file: str
@@ -69,6 +90,7 @@ class Tokenize(_Struct, frozen=True):
     blank: TokenId | None = None
     clean: tuple[Cleaning, ...] = ()
     needed: bool = False
+    picture: Placing | None = None
 
 
 class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
@@ -84,14 +106,12 @@ class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
 class Fit(_Struct, frozen=True):
     """How a picture of any size becomes (height, width): stretched, or, with `shortest`, made so large that its shorter
     side has as many pixels, and the middle cut out; its first pixel's place is floored, or rounded, halves to the even.
-    With `longest` it is stretched from a copy that was first so made that its longer side has as many pixels, and its
-    shorter an even number. With `around` it is made so large that it just fits inside, and has that value around it."""
+    With `around` it is made so large that it just fits inside, and has that value around it."""
 
     width: Annotated[int, msgspec.Meta(ge=1, le=16384)]
     height: Annotated[int, msgspec.Meta(ge=1, le=16384)]
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
     shortest: Annotated[int, msgspec.Meta(ge=1, le=16384)] | None = None
-    longest: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
     middle: Literal["floored", "rounded"] = "floored"
     around: Annotated[int, msgspec.Meta(ge=0, le=255)] | None = None
 
@@ -107,17 +127,36 @@ class Patches(_Struct, frozen=True):
     shapes: Name
 
 
+class Split(_Struct, frozen=True):
+    """How a picture of any size becomes tiles of `size` times `size` pixels: made so large that its longer side has
+    `longest` pixels, and its shorter an even number, then stretched to one tile, or, if it is `cut`, to as many as it
+    needs. Several are cut row by row, and after them comes the whole, stretched to one."""
+
+    size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    longest: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+    cut: bool = False
+
+    @property
+    def most(self) -> int:
+        """How many tiles a picture can have."""
+        side = -(-self.longest // self.size) if self.cut else 1
+        return 1 if side == 1 else side**2 + 1
+
+
 class Image(_Struct, frozen=True, tag="image", tag_field="kind"):
     """A picture as `array`, uint8 (pictures, height, width, 3), RGB. May be left out unless `required`.
 
     It takes the size that `fit` says, with one row for each distinct picture; without, the request's size, with one row
     for each result, or, where requests have none, its own, which all pictures of a request share. With `patches` it is
-    uint8 (pictures, patches, values), zeros after a picture's own patches, whose values are row by row, RGB.
+    uint8 (pictures, patches, values), zeros after a picture's own patches, whose values are row by row, RGB. With
+    `split` it is uint8 (tiles, size, size, 3), all those of the request, which texts say the places of.
     """
 
     array: Name
     fit: Fit | None = None
     patches: Patches | None = None
+    split: Split | None = None
     required: bool = False
 
 

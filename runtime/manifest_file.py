@@ -31,6 +31,7 @@ from mmrt.runtime.manifest import (
     Manifest,
     Number,
     Once,
+    Placing,
     Ratio,
     Seed,
     Shape,
@@ -41,6 +42,7 @@ from mmrt.runtime.manifest import (
     TextOutput,
     Tiles,
     Token,
+    Tokenize,
     Variant,
     VectorOutput,
     Windows,
@@ -114,6 +116,7 @@ class _Check:
             for value in manifest.inputs.values()
         )
         self.made: dict[str, _Shape] = {}  # the arrays that there are so far
+        self.whole: set[str] = set()  # those of them that have no rows for results
         self.perhaps: dict[str, str] = {}  # those of them that there are only where an input is given
 
     def all(self) -> None:
@@ -126,6 +129,7 @@ class _Check:
         for name, output in self.manifest.outputs.items():
             where = f"$.outputs.{name}.from"
             self._require(output.source in self.made, where, f"no graph makes {output.source!r}")
+            self._require(output.source not in self.whole, where, f"{output.source!r} has no rows for results")
             if isinstance(output, VectorOutput):
                 self._fits(output.source, _Shape("float32", (None, None)), where, "a vector")
                 continue
@@ -224,6 +228,8 @@ class _Check:
                         self._make(ids, _Shape("int64", (None, None if tokenize.mask else tokenize.length)), where)
                         if tokenize.mask:
                             self._make(tokenize.mask, _Shape("bool", (None, None)), where)
+                        if tokenize.picture is not None:
+                            self._placing(value, tokenize, tokenize.picture, f"{where}.tokenize.{ids}.picture")
                     self._refers(value.negative, (Text,), f"{where}.negative")
                     if value.optional:
                         self._require(value.default is None, where, "a text with a default is not optional")
@@ -269,7 +275,12 @@ class _Check:
                     pass
 
     def _image(self, image: Image, where: str) -> None:
-        self._require(image.fit is None or image.patches is None, where, "an image has `fit` or `patches`, not both")
+        ways = [way for way in (image.fit, image.patches, image.split) if way is not None]
+        self._require(len(ways) < 2, where, "an image has `fit` or `patches` or `split`, not several")
+        if (split := image.split) is not None:
+            self._make(image.array, _Shape("uint8", (None, split.size, split.size, 3)), f"{where}.array")
+            self.whole.add(image.array)
+            return
         if (patches := image.patches) is not None:
             values = 3 * patches.size**2
             self._not_absurd((patches.most, values), f"{where}.patches")
@@ -278,6 +289,18 @@ class _Check:
             return
         height, width = (image.fit.height, image.fit.width) if image.fit else (None, None)
         self._make(image.array, _Shape("uint8", (None, height, width, 3)), f"{where}.array")
+
+    def _placing(self, text: Text, tokenize: Tokenize, placing: Placing, where: str) -> None:
+        image = self.manifest.inputs.get(placing.image)
+        split = image.split if isinstance(image, Image) and image.required else None
+        self._require(split is not None, where, f"{placing.image!r} is no required image with `split`")
+        assert split is not None
+        once = tokenize.prefix.count(placing.word) == 1
+        self._require(once, where, f"the prefix has not once {placing.word!r}")
+        alone = text.negative is None and tokenize.blank is None and tokenize.mask is not None
+        self._require(alone, where, "a text with a picture has a mask, and no unconditional rows")
+        places = split.most * placing.places
+        self._require(places <= tokenize.length, where, f"a picture can have {places:,} places, of {tokenize.length:,}")
 
     def _switch(self, name: str, where: str) -> None:
         self._refers(name, (Choice,), where)
@@ -368,6 +391,9 @@ class _Check:
             elif key not in self.made:
                 self.perhaps[key] = when
         self.made |= {key: _Shape.of(array) for key, array in graph.outputs.items()}
+        self.whole -= graph.outputs.keys()
+        if graph.inputs and graph.inputs.keys() <= self.whole:
+            self.whole |= graph.outputs.keys()
 
     def _windows(self, where: str, windows: Windows, stage: Autoregress) -> None:
         self._array(windows.lengths, _Shape("int64", (None,)), f"{where}.lengths")
@@ -487,6 +513,7 @@ class _Check:
 
     def _array(self, name: str, wanted: _Shape, where: str) -> None:
         self._require(name in self.made, where, f"nothing makes {name!r}")
+        self._require(name not in self.whole, where, f"{name!r} has no rows for results")
         self._fits(name, wanted, where, "the loop")
 
     def _fits(self, name: str, wanted: Array | _Shape, where: str, taker: str) -> None:

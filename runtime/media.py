@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from mmrt.runtime.arrays import Int64, UInt8
 from mmrt.runtime.errors import RequestError
 from mmrt.runtime.files import whole
-from mmrt.runtime.manifest import Fit, Patches
+from mmrt.runtime.manifest import Fit, Patches, Split
 
 Picture: TypeAlias = Image.Image
 PictureLike: TypeAlias = "Picture | UInt8 | str | os.PathLike[str]"
@@ -75,8 +75,6 @@ def fit(picture: Picture, spec: Fit) -> UInt8:
     resample = Image.Resampling[spec.resample.upper()]
     if spec.around is not None:
         return _inside(picture, spec, resample)
-    if spec.longest is not None:
-        picture = picture.resize(_longest_side(picture, spec.longest), resample)
     if spec.shortest is None:
         return np.asarray(picture.resize((spec.width, spec.height), resample))
     width, height = picture.size
@@ -126,6 +124,32 @@ def cut(pictures: list[UInt8], spec: Patches) -> tuple[list[UInt8], Int64]:
         patches = picture.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(rows * columns, -1)
         found.append(np.pad(patches, [(0, spec.most - len(patches)), (0, 0)]))
     return found, shapes
+
+
+def fit_split(picture: Picture, spec: Split) -> UInt8:
+    """uint8 (rows size, columns size, 3), as transformers' Idefics3ImageProcessor stretches a picture."""
+    resample, size = Image.Resampling[spec.resample.upper()], spec.size
+    picture = picture.resize(_longest_side(picture, spec.longest), resample)
+    width, height = picture.size
+    columns = rows = 1
+    if spec.cut and width >= height:
+        columns = math.ceil(width / size)
+        rows = max(math.ceil(int(columns * size / (width / height)) / size), 1)
+    elif spec.cut:
+        rows = math.ceil(height / size)
+        columns = max(math.ceil(int(rows * size * (width / height)) / size), 1)
+    return np.asarray(picture.resize((columns * size, rows * size), resample))
+
+
+def split(picture: UInt8, spec: Split) -> UInt8:
+    """The tiles of a picture (rows size, columns size, 3), uint8 (tiles, size, size, 3)."""
+    size = spec.size
+    rows, columns = (side // size for side in picture.shape[:2])
+    if rows == columns == 1:
+        return picture[None]
+    cut = picture.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
+    whole = Image.fromarray(picture).resize((size, size), Image.Resampling[spec.resample.upper()])
+    return np.concatenate([cut, np.asarray(whole)[None]])
 
 
 def _longest_side(picture: Picture, longest: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrt.runtime import manifest, request
+from mmrt.runtime import manifest, placing, request
 from mmrt.runtime.arrays import AnyArray, fitted
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.engines import Engine
@@ -155,12 +155,15 @@ class Pipeline:
         values = run.request.values
         for name, spec in self.manifest.inputs.items():
             if isinstance(spec, manifest.Image) and run.request.given(name):
-                own_size = spec.fit or spec.patches or not run.request.width
+                own_size = spec.fit or spec.patches or spec.split or not run.request.width
                 rows = distinct(map(id, values[name])) if own_size else np.arange(run.request.batch)
                 pictures = [values[name][index] for index in np.unique(rows, return_index=True)[1]]
-                if spec.patches:
+                if spec.split or spec.patches:
                     from mmrt.runtime import media  # pillow is needed for pictures only
-
+                if spec.split:
+                    run.bring(spec.array, np.concatenate([media.split(each, spec.split) for each in pictures]), None)
+                    continue
+                if spec.patches:
                     pictures, shapes = media.cut(pictures, spec.patches)
                     run.bring(spec.patches.shapes, shapes, rows)
                 run.bring(spec.array, np.stack(pictures), rows)
@@ -184,14 +187,26 @@ class Pipeline:
                 continue
             texts = values[text.negative] + values[name] if text.negative and unconditional else values[name]
             for ids, tokenize in text.tokenize.items():
-                array, mask = self._tokenizers[ids](list(dict.fromkeys(texts)), run.request.chosen)
-                rows = distinct(texts)
+                placed = self._placed(tokenize.picture, values) or [None] * len(texts)
+                prompts = list(dict.fromkeys(zip(texts, placed, strict=True)))
+                pictures = [picture for _, picture in prompts if picture is not None]
+                array, mask = self._tokenizers[ids]([text for text, _ in prompts], run.request.chosen, pictures)
+                rows = distinct(zip(texts, placed, strict=True))
                 if tokenize.blank is not None and unconditional and not text.negative:
                     rows = np.concatenate([rows, rows + len(array)])
                     array, mask = np.concatenate([blanked(array, mask, tokenize.blank), array]), np.tile(mask, (2, 1))
                 run.bring(ids, array, rows)
                 if tokenize.mask:
                     run.bring(tokenize.mask, mask, rows)
+
+    def _placed(self, spec: manifest.Placing | None, values: Mapping[str, Any]) -> list[placing.Placed | None]:
+        """Each result's picture in its text; none where texts have none."""
+        if spec is None:
+            return []
+        image = self.manifest.inputs[spec.image]
+        assert isinstance(image, manifest.Image)
+        assert image.split is not None
+        return [*placing.placed(values[spec.image], image.split.size)]
 
     def _finish(self, output: manifest.Output, run: Run) -> list[Any]:
         array = run.device.get(run.arrays[output.source])

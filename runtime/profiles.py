@@ -134,6 +134,8 @@ class _Program:
                         yield tokenize.mask, (length,)
             elif isinstance(spec, m.Image):
                 sides = (_exactly(spec.fit.height), _exactly(spec.fit.width)) if spec.fit else (self.height, self.width)
+                if spec.split:
+                    sides = _exactly(spec.split.size), _exactly(spec.split.size)
                 yield spec.array, (*sides, _exactly(3))
             elif isinstance(spec, m.Audio):
                 window, most = spec.rate * spec.window, spec.rate * spec.seconds

@@ -150,6 +150,8 @@ def _resize(manifest: m.Manifest, values: dict[str, Any], width: int, height: in
 
             if (patches := other.patches) is not None:
                 values[name] = [media.fit_patches(picture, patches) for picture in values[name]]
+            elif (split := other.split) is not None:
+                values[name] = [media.fit_split(picture, split) for picture in values[name]]
             elif (fit := other.fit) is not None:
                 values[name] = [media.fit(picture, fit) for picture in values[name]]
             elif width:
@@ -166,7 +168,7 @@ def _size_for(name: str, spec: m.Size, manifest: m.Manifest, values: Mapping[str
         size: tuple[int, int] = values[name]
         return size
     for other, value in manifest.inputs.items():
-        if isinstance(value, m.Image) and not (value.fit or value.patches) and values[other] is not None:
+        if isinstance(value, m.Image) and not (value.fit or value.patches or value.split) and values[other] is not None:
             width, height = (side - side % spec.multiple for side in values[other][0].size)
             if min(width, height) < spec.multiple or max(width, height) > spec.max:
                 raise RequestError(

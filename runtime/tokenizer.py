@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from mmrt.runtime import sentencepiece
+from mmrt.runtime import placing, sentencepiece
 from mmrt.runtime.arrays import Int64
 from mmrt.runtime.cleaning import clean
 from mmrt.runtime.errors import BundleError, RequestError, RequestWarning
 from mmrt.runtime.manifest import Token, Tokenize
+from mmrt.runtime.placing import Placed
 
 Bool: TypeAlias = npt.NDArray[np.bool_]
 
@@ -39,19 +40,33 @@ class Tokenizer:
             mark = self._tokenizer.token_to_id(sentencepiece.MARK)
             self._vocabulary = None if mark is None else sentencepiece.Vocabulary(self._tokenizer, mark)
 
-    def __call__(self, texts: Sequence[str], chosen: Mapping[str, int] | None = None) -> tuple[Int64, Bool]:
+    def __call__(
+        self,
+        texts: Sequence[str],
+        chosen: Mapping[str, int] | None = None,
+        pictures: Sequence[Placed] = (),
+    ) -> tuple[Int64, Bool]:
         """The ids, and a bool array like them that is true where a text's own tokens are.
 
-        chosen: the token ids of the inputs that `before` and `after` name. What becomes of a text that is too long is
-        said at `Tokenize`: it is cut with a `RequestWarning`, or refused with a `RequestError`.
+        chosen: the token ids of the inputs that `before` and `after` name. pictures: each text's, if it has one. What
+        becomes of a text that is too long is said at `Tokenize`: it is cut with a `RequestWarning`, or refused with a
+        `RequestError`.
         """
         texts = [clean(text, self._spec.clean) for text in texts]
+        spec, prefixes = self._spec.picture, [self._spec.prefix] * len(texts)
+        if spec is not None:
+            prefixes = [self._spec.prefix.replace(spec.word, placing.words(spec, each)) for each in pictures]
         with _blame(self._path, "the tokenizer fails"):
-            encodings = self._tokenizer.encode_batch([self._spec.prefix + text + self._spec.suffix for text in texts])
+            encodings = self._tokenizer.encode_batch(
+                [prefix + text + self._spec.suffix for prefix, text in zip(prefixes, texts, strict=True)]
+            )
         for text, encoding in zip(texts, encodings, strict=True):
             self._check(text, encoding)
         before, after = (_resolve(tokens, chosen or {}) for tokens in (self._spec.before, self._spec.after))
-        return self._pad([[*before, *self._ids(encoding), *after] for encoding in encodings])
+        rows = [self._ids(encoding) for encoding in encodings]
+        if spec is not None:
+            rows = [placing.number(spec, ids, picture) for ids, picture in zip(rows, pictures, strict=True)]
+        return self._pad([[*before, *ids, *after] for ids in rows])
 
     def _check(self, text: str, encoding: tokenizers.Encoding) -> None:
         if self._spec.needed and not encoding.ids:

@@ -21,29 +21,34 @@ _TALK = (
     "{% for message in messages %}<|{{ message['role'] | capitalize }}|>: {% for part in message['content'] %}"
     "{{ part['text'] }}{% endfor %}\n\n{% endfor %}{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
 )
-_WORDS = ["<|im_start|>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+_TILES = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+_WORDS = ["<|im_start|>", *_TILES, "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 
 
 def smolvlm(folder: Path) -> Path:
-    """Two heads of queries share one of keys; nine patches become one place."""
+    """Two heads of queries share one of keys; nine patches become one place; up to 2 x 2 tiles."""
     return _save(
-        folder, "SmolVLM", end=3.0, scale=3, patch=8, hidden_size=32, num_attention_heads=4, num_key_value_heads=2
-    )
+        folder, "SmolVLM", end=3.0, scale=3, patch=8, longest=90, hidden_size=32, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
 
 
 def idefics3(folder: Path) -> Path:
-    """All heads share the keys, which are wider than the states; llama3's rotary positions; four patches a place."""
+    """Pictures are not cut; all heads share the keys, which are wider than the states; llama3's rotary positions; four
+    patches a place."""
     rope = {
         "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }  # fmt: skip
     return _save(
-        folder, "Idefics3", end=-2.0, scale=2, patch=12, hidden_size=24, num_attention_heads=3, num_key_value_heads=1,
-        head_dim=12, rope_parameters=rope,
+        folder, "Idefics3", end=-2.0, scale=2, patch=12, longest=90, cut=False, hidden_size=24, num_attention_heads=3,
+        num_key_value_heads=1, head_dim=12, rope_parameters=rope,
     )  # fmt: skip
 
 
-def _save(folder: Path, kind: str, scale: int, patch: int, end: float, **text: Any) -> Path:
+def _save(
+    folder: Path, kind: str, scale: int, patch: int, end: float, longest: int, cut: bool = True, **text: Any
+) -> Path:
     import torch
     import transformers
 
@@ -68,7 +73,7 @@ def _save(folder: Path, kind: str, scale: int, patch: int, end: float, **text: A
     model.generation_config = transformers.GenerationConfig(eos_token_id=last, pad_token_id=pad, bos_token_id=0)
     with torch.no_grad():
         model.lm_head.weight[last] *= end
-    processor = _processor(kind)
+    processor = _processor(kind, longest, cut)
     for each in (model, processor, tokenizer):
         each.save_pretrained(folder)
     return folder
@@ -82,12 +87,12 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _processor(kind: str) -> Any:
+def _processor(kind: str, longest: int, cut: bool) -> Any:
     import importlib
 
     module = importlib.import_module(f"transformers.models.{kind.lower()}.image_processing_pil_{kind.lower()}")
     return getattr(module, f"{kind}ImageProcessorPil")(
-        do_image_splitting=False, size={"longest_edge": 90}, max_image_size={"longest_edge": 48}
+        do_image_splitting=cut, size={"longest_edge": longest}, max_image_size={"longest_edge": 48}
     )
 
 
@@ -137,14 +142,24 @@ def janus(
 
 
 def smolvlm_wide(folder: Path) -> Path:
-    """One layer, each head with keys of its own, another activation."""
+    """One layer, each head with keys of its own, another activation; wide and high pictures have 2 tiles."""
     return _save(
-        folder, "SmolVLM", end=3.0, scale=2, patch=8, hidden_size=40, num_attention_heads=5, num_key_value_heads=5,
-        num_hidden_layers=1, hidden_act="gelu", rms_norm_eps=1e-3,
+        folder, "SmolVLM", end=3.0, scale=2, patch=8, longest=50, hidden_size=40, num_attention_heads=5,
+        num_key_value_heads=5, num_hidden_layers=1, hidden_act="gelu", rms_norm_eps=1e-3,
     )  # fmt: skip
 
 
-CHECKPOINTS = {"SmolVLM": smolvlm, "Idefics3": idefics3, "SmolVLM, wide": smolvlm_wide}
+def idefics3_cut(folder: Path) -> Path:
+    """Up to 4 x 4 tiles of one place each; one layer."""
+    return _save(
+        folder, "Idefics3", end=3.0, scale=6, patch=8, longest=180, hidden_size=24, num_attention_heads=2,
+        num_key_value_heads=2, num_hidden_layers=1,
+    )  # fmt: skip
+
+
+CHECKPOINTS = {
+    "SmolVLM": smolvlm, "Idefics3": idefics3, "SmolVLM, wide": smolvlm_wide, "Idefics3, cut": idefics3_cut,
+}  # fmt: skip
 JANUS: dict[str, Callable[[Path], Path]] = {
     "Janus": janus,
     "Janus, 32 pixels": partial(

@@ -1,7 +1,7 @@
 """Pictures and questions to texts: SmolVLM (arXiv 2504.05299) and Idefics3 (arXiv 2408.12637).
 
-A vision transformer's states, four or nine patches in one, stand in the prompt of a language model as its tokens do:
-ids beyond the vocabulary are places in them.
+A picture is cut into tiles, and seen as a whole once more. A vision transformer's states of each, four or nine patches
+in one, stand in the prompt of a language model as its tokens do: ids beyond the vocabulary are places in them.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 
 from mmrt.export import generation, transformers_reference
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import load_model, load_processor
-from mmrt.export.decoder import Embed, causal_graph, new_names
+from mmrt.export.decoder import LookUp, causal_graph, new_names
 from mmrt.export.diffusers_reference import test_picture
-from mmrt.export.image import Normalize, fit
+from mmrt.export.image import Normalize, split
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import chat_words, prompt_tokenizer, target_tokenizer
 from mmrt.runtime import manifest as m
@@ -40,18 +42,13 @@ def claims(checkpoint: Checkpoint) -> bool:
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     processor = load_processor(checkpoint, "AutoImageProcessor")
-    if getattr(processor, "do_image_splitting", False):
-        raise ExportError(
-            f"{checkpoint.path / 'preprocessor_config.json'}: do_image_splitting is true; pictures that are split are "
-            "not supported: in a copy of the checkpoint, set it to false, and each is seen whole"
-        )
     model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")
     return _Model(checkpoint, model, processor, load_processor(checkpoint, "AutoTokenizer")).recipe()
 
 
 class Encoder(torch.nn.Module):  # type: ignore[misc]
-    """pixels uint8 (pictures, height, width, 3) -> features float32 (pictures, places, width), as the text model's
-    embeddings are. All of a picture is seen, so that its patches' positions are constants."""
+    """pixels uint8 (tiles, size, size, 3) -> features float32 (tiles, places, width), as the text model's embeddings
+    are. All of a tile is seen, so that its patches' positions are constants."""
 
     def __init__(self, model: Any, processor: Any, side: int) -> None:
         super().__init__()
@@ -84,38 +81,38 @@ class _Model:
         self.text = model.config.text_config
         self.vocabulary = int(self.text.vocab_size)
         self.limit = min(int(self.text.max_position_embeddings), 2**20)
-        self.size = fit(processor)
         vision = model.config.vision_config
-        if (self.size.width, self.size.height) != (vision.image_size,) * 2:
-            raise ExportError(
-                f"{checkpoint.path / 'preprocessor_config.json'}: pictures become {self.size.width}x{self.size.height}"
-                f", wanted {vision.image_size}x{vision.image_size} as config.json says"
-            )
+        self.split = split(checkpoint, processor, int(vision.image_size))
         self.places = (vision.image_size // vision.patch_size // model.config.scale_factor) ** 2
 
     def recipe(self) -> Recipe:
         _, text = target_tokenizer(self.tokenizer, _TOKENIZER)
         content, tokenize = self.tokenized
-        pixels = torch.zeros(2, self.size.height, self.size.width, 3, dtype=torch.uint8)
-        features = {"features": torch.zeros(2, self.places, int(self.text.hidden_size))}
+        size = self.split.size
+        pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        features = {"features": torch.zeros(3, self.places, int(self.text.hidden_size))}
         model = self.model.model.text_model
-        embed = Embed(model.get_input_embeddings(), self.vocabulary)
-        decoder, layers = causal_graph(embed, model, self.model.lm_head, features)
-        free = {"pixels": {0: "pictures"}, "features": {0: "pictures"}}
-        room = self.limit - len(tokenize.before) - len(tokenize.after) - 1
+        embed = LookUp(model.get_input_embeddings(), self.vocabulary)
+        decoder, layers = causal_graph(embed, model, self.model.lm_head, features, of="tiles")
+        free = {"pixels": {0: "tiles"}, "features": {0: "tiles"}}
+        shortest = len(tokenize.before) + len(tokenize.after) + len(self._ids(self.alone))
+        room = self.limit - shortest - 1
+        if self.limit <= self.split.most * self.places:
+            raise ExportError(
+                f"{self.checkpoint.path}: a picture can have {self.split.most * self.places} places of the model's "
+                f"{self.limit}: lower longest_edge in preprocessor_config.json of a copy"
+            )
         return Recipe(
             task="image-text-to-text",
             family="vision-language",
             inputs={
                 "text": m.Text(tokenize={"prompt_ids": tokenize}),
-                "image": m.Image(array="pixels", fit=self.size, required=True),
-                **generation.inputs(self.model.generation_config, room, len(tokenize.before) + len(tokenize.after)),
+                "image": m.Image(array="pixels", split=self.split, required=True),
+                **generation.inputs(self.model.generation_config, room, shortest),
             },
             outputs={"text": text},
             graphs={
-                "encoder": Graph(
-                    Encoder(self.model, self.processor, self.size.width), {"pixels": pixels}, ("features",), free
-                ),
+                "encoder": Graph(Encoder(self.model, self.processor, size), {"pixels": pixels}, ("features",), free),
                 "decoder": decoder,
             },
             program=(
@@ -136,54 +133,87 @@ class _Model:
         )
 
     @cached_property
-    def words(self) -> tuple[str, str, str]:
-        """What the chat template puts before the picture, between it and the question, and after the question."""
+    def words(self) -> tuple[str, str]:
+        """What the chat template puts before and after the question, with one word for the picture."""
         content = [{"type": "image"}, {"type": "text"}]
         before, after = chat_words(self.checkpoint, self.tokenizer, content)
         if before.count(_PLACE) != 1:
             raise ExportError(f"{self.checkpoint.path}: the chat template's picture is not one {_PLACE!r}: {before!r}")
-        start, between = before.split(_PLACE)
+        return before, after
+
+    @cached_property
+    def alone(self) -> str:
+        """What stands for a picture of one tile."""
+        around, whole = self.marks
+        return f"{around}{whole}{_PLACE * self.places}{around}"
+
+    @cached_property
+    def marks(self) -> tuple[str, str]:
+        """The words around pictures, and before the whole of one."""
         around, whole = (getattr(self.tokenizer, name, default) for name, default in _MARKS)
-        return f"{start}{around}{whole}", f"{around}{between}", after
+        return around, whole
 
     @cached_property
     def tokenized(self) -> tuple[bytes, m.Tokenize]:
-        """The tokenizer's file; questions up to the model's limit, the picture's places before them."""
-        start, between, after = self.words
-        special = not (self.tokenizer.bos_token and start.startswith(self.tokenizer.bos_token))
-        first = self.tokenizer(start, add_special_tokens=special)["input_ids"]
-        places = range(self.vocabulary, self.vocabulary + self.places)
+        """The tokenizer's file; questions up to the model's limit, and how a picture stands before them."""
+        before, after = self.words
+        around, whole = self.marks
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        spec = m.Tokenize(file=_TOKENIZER, length=self.limit - 1, pad=pad, mask="prompt_mask", before=(*first, *places))
-        return prompt_tokenizer(self.tokenizer, _TOKENIZER, spec, (between, after), special=False)
+        spec = m.Tokenize(file=_TOKENIZER, length=self.limit - 1, pad=pad, mask="prompt_mask")
+        shown = before.replace(_PLACE, self.alone)
+        content, spec = prompt_tokenizer(self.tokenizer, _TOKENIZER, spec, (shown, after), self.special)
+        placing = m.Placing(
+            image="image",
+            word=_PLACE,
+            token=self.model.config.image_token_id,
+            places=self.places,
+            first=self.vocabulary,
+            alone=f"{around}{whole}{{}}{around}",
+            tile=f"{around}<row_{{row}}_col_{{column}}>{{}}",
+            line="\n",
+            last=f"\n{around}{whole}{{}}{around}",
+        )
+        return content, msgspec.structs.replace(spec, prefix=before, picture=placing)
 
-    def _ids(self, text: str) -> list[int]:
-        """The whole prompt as transformers reads it, the picture's token once for each place."""
-        start, between, after = self.words
-        special = not (self.tokenizer.bos_token and start.startswith(self.tokenizer.bos_token))
-        whole = start + _PLACE * self.places + between + text + after
-        ids: list[int] = self.tokenizer(whole, add_special_tokens=special)["input_ids"]
+    @property
+    def special(self) -> bool:
+        """Whether the tokenizer adds its own special tokens, which a template may already have put there."""
+        return not (self.tokenizer.bos_token and self.words[0].startswith(self.tokenizer.bos_token))
+
+    def _ids(self, picture: str) -> list[int]:
+        """A prompt without a question."""
+        before, after = self.words
+        whole = before.replace(_PLACE, picture) + after
+        ids: list[int] = self.tokenizer(whole, add_special_tokens=False)["input_ids"]
         return ids
 
     def _reference(self) -> Golden:
-        """One question about two pictures: the prompts are equally long."""
+        """One question about two pictures: the prompts are equally long. transformers' own processor makes them."""
         text, picture = "What is in the picture?", test_picture(96, 72)
         pictures = np.stack([picture, picture[::-1, :, ::-1]])
         images = [Image.fromarray(each) for each in pictures]
-        ids = np.array([self._ids(text)] * 2, np.int64)
-        place = self.model.config.image_token_id
-        prompt: AnyArray = ids.copy()
-        prompt[ids == place] = np.tile(np.arange(self.places) + self.vocabulary, 2)
-        pixels = self.processor(images=[[image] for image in images], return_tensors="pt")["pixel_values"]
-        features = self.model.get_image_features(pixels).pooler_output
-        encoded = {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(ids.shape, dtype=torch.int64)}
+        before, after = self.words
+        processor = transformers.Idefics3Processor(self.processor, self.tokenizer, image_seq_len=self.places)
+        encoded = processor(
+            text=[before + text + after] * 2,
+            images=[[image] for image in images],
+            add_special_tokens=self.special,
+            return_tensors="pt",
+        )
+        prompt: AnyArray = encoded["input_ids"].numpy().copy()
+        places = prompt == self.model.config.image_token_id
+        prompt[places] = np.arange(places.sum()) + self.vocabulary
+        features = torch.cat(
+            self.model.get_image_features(encoded["pixel_values"], encoded.get("pixel_attention_mask")).pooler_output
+        )
+        fitted = [media.fit_split(image, self.split) for image in images]
         return transformers_reference.causal_reference(
             self.model,
-            {**encoded, "pixel_values": pixels},
+            encoded,
             prompt,
-            features={"features": torch.stack(list(features)).numpy()},
-            encoder_inputs={"pixels": np.stack([media.fit(image, self.size) for image in images])},
+            features={"features": features.reshape(-1, self.places, features.shape[-1]).numpy()},
+            encoder_inputs={"pixels": np.concatenate([media.split(each, self.split) for each in fitted])},
             request={"text": text},
             given={"image": pictures},
-            room=self.limit - ids.shape[1],
+            room=self.limit - prompt.shape[1],
         )

@@ -180,6 +180,9 @@ class Cuda:
             self._driver.copy(array.pointer, block.pointer, array.nbytes, self.stream)
             self.place.give(block, self._driver.record(self.stream))
 
+    def numbers(self, array: DeviceArray) -> _Numbers:
+        return _Numbers(self, array)
+
     def copy(self, array: DeviceArray, values: DeviceArray) -> None:
         assert (array.shape, array.dtype) == (values.shape, values.dtype)
         if array.nbytes:
@@ -253,6 +256,18 @@ class Cuda:
 
     def seconds(self, start: Any, end: Any) -> float:
         return self._driver.seconds(start, end)
+
+
+class _Numbers:
+    def __init__(self, device: Cuda, array: DeviceArray) -> None:
+        self._device, self._array = device, array
+
+    def write(self, values: list[int]) -> None:
+        self._device.write(self._array, np.array(values, np.int64).reshape(self._array.shape))
+
+    def read(self) -> list[int]:
+        found: list[int] = self._device.get(self._array).ravel().tolist()
+        return found
 
 
 class _Recorded:

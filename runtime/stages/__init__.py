@@ -27,7 +27,8 @@ class Run:
 
     An array made from an input has one row for each distinct text or picture, and what graphs make of several arrays
     one for each distinct combination. `rows[array]` says which of its rows each result takes; where a stage is guided,
-    which each unconditional row takes comes before. `completions` are the texts' tokens, `segments` their times.
+    which each unconditional row takes comes before. Arrays without are the whole request's, for graphs to look up in.
+    `completions` are the texts' tokens, `segments` their times.
     """
 
     request: Request
@@ -59,21 +60,31 @@ class Run:
             noise=[self.noise[index] for index in results],
         )
 
-    def put(self, name: str, array: Array, rows: Int64) -> None:
-        """Name an array of the device. Raises `BundleError` where it has not the rows that results take."""
+    def put(self, name: str, array: Array, rows: Int64 | None) -> None:
+        """Name an array of the device; without rows it is the whole request's. Raises `BundleError` where it has not
+        the rows that results take."""
+        if rows is None:
+            self.arrays[name] = array
+            self.rows.pop(name, None)
+            return
         if len(array) != (wanted := int(rows.max()) + 1):
             raise BundleError(
                 f"{name} has {len(array)} rows, wanted {wanted}, one for each distinct value of its inputs"
             )
         self.arrays[name], self.rows[name] = array, rows
 
-    def bring(self, name: str, array: AnyArray, rows: Int64) -> None:
+    def bring(self, name: str, array: AnyArray, rows: Int64 | None) -> None:
         """Name a NumPy array, which goes to the device."""
         self.put(name, self.device.put(array), rows)
 
-    def join(self, names: Iterable[str]) -> Int64:
-        """Give arrays one row for each distinct combination of theirs; which of these each result takes."""
-        taken = {name: self.rows[name] for name in names}
+    def join(self, names: Iterable[str]) -> Int64 | None:
+        """Give arrays one row for each distinct combination of theirs; which of these each result takes.
+
+        Arrays of the whole request stay as they are; None where there are no others.
+        """
+        taken = {name: self.rows[name] for name in names if name in self.rows}
+        if not taken:
+            return None
         longest = max(map(len, taken.values()))
         combined = np.stack([np.resize(rows, longest) for rows in taken.values()], axis=1)
         joined = distinct(map(bytes, combined))
@@ -85,10 +96,12 @@ class Run:
     def spread(self, names: Iterable[str], copies: int, each: int) -> dict[str, Array]:
         """Arrays with `each` consecutive rows a prompt; all of that twice, the unconditional first, for 2 `copies`.
 
-        A loop fills the rest of what its graphs take; names that are not of the request's arrays so far are left out.
+        A loop fills the rest of what its graphs take; names that are not of the request's arrays so far are left out,
+        and arrays of the whole request are as they are.
         """
-        found, results = {}, copies * self.request.batch
-        for name in self.rows.keys() & set(names):
+        known = self.arrays.keys() & set(names)
+        found, results = {name: self.arrays[name] for name in known - self.rows.keys()}, copies * self.request.batch
+        for name in known & self.rows.keys():
             rows = self.rows[name]
             rows = np.resize(rows, results) if len(rows) < results else rows[-results:]
             found[name] = self.device.take_rows(self.arrays[name], np.repeat(rows[:: self.request.count], each))

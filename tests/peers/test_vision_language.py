@@ -41,7 +41,7 @@ LENGTHS = (1, 20, 100)  # the shortest prompt has 30 tokens or fewer; the buffer
 class Source:
     """transformers' model and processor of a checkpoint, and the bundle that was made of it.
 
-    SmolVLM's own processor wants packages for videos; for one picture that is not split it does as Idefics3's.
+    SmolVLM's own processor wants packages for videos; for one picture it does as Idefics3's.
     """
 
     def __init__(self, checkpoint: Path, bundle: Path) -> None:
@@ -126,16 +126,33 @@ def test_rules(source: Source) -> None:
     assert found == wanted
 
 
-@pytest.mark.parametrize("size", [(170, 50), (47, 133), (13, 20), (96, 96), (1, 300), (301, 2), (1, 1), (90, 45)])
+SIZES = [(170, 50), (47, 133), (13, 20), (96, 96), (1, 300), (301, 2), (1, 1), (90, 45), (400, 399), (64, 500)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_pixels_are_the_processors(source: Source, size: tuple[int, int]) -> None:
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (*size[::-1], 3), np.uint8))
     spec = source.pipeline.manifest.inputs["image"]
     assert isinstance(spec, mmrt.runtime.manifest.Image)
-    assert spec.fit is not None
-    found = media.fit(image, spec.fit)
+    assert spec.split is not None
+    found = media.split(media.fit_split(image, spec.split), spec.split)
+    assert len(found) <= spec.split.most
     wanted = source.images(images=[[image]], return_tensors="np", do_rescale=False, do_normalize=False)
-    difference = found.astype(np.int64) - wanted["pixel_values"][0, 0].transpose(1, 2, 0)
+    difference = found.astype(np.int64) - wanted["pixel_values"][0].transpose(0, 2, 3, 1)
     assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_pictures_of_many_shapes(source: Source, beams: int) -> None:
+    """In one batch they have different numbers of tiles, and so the prompts different lengths."""
+    noise = np.random.default_rng(1)
+    images = [
+        Image.fromarray(noise.integers(0, 255, (height, width, 3), np.uint8))
+        for width, height in ((170, 50), (47, 133), (96, 96), (301, 2))
+    ]
+    for count in (1, 4):
+        found = source.ours(QUESTIONS[:count], images[:count], beams=beams, max_new_tokens=20)
+        assert found == source.theirs(QUESTIONS[:count], images[:count], num_beams=beams, max_new_tokens=20)
 
 
 def test_errors(sources: Callable[[str], Source]) -> None:
@@ -144,6 +161,8 @@ def test_errors(sources: Callable[[str], Source]) -> None:
         pipeline.generate("What is it?")
     with pytest.raises(RequestError, match=rf"at most {LIMIT - 1} are allowed"):
         pipeline.generate("many words " * 100, image=pictures()[0])
+    with pytest.raises(RequestError, match="contains '<image>', which stands for the picture"):
+        pipeline.generate("What is <image>?", image=pictures()[0])
     with pytest.raises(RequestError, match="the model has room for"):
         pipeline.generate("many words " * 20, image=pictures()[0], max_new_tokens=LIMIT // 2)
 
@@ -151,7 +170,7 @@ def test_errors(sources: Callable[[str], Source]) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("preprocessor_config.json", {"do_image_splitting": True}, "do_image_splitting is true"),
+        ("preprocessor_config.json", {"size": {"longest_edge": 1000}}, "can have 1768 places of the model's 300"),
         ("preprocessor_config.json", {"max_image_size": {"longest_edge": 40}}, "pictures become 40x40, wanted 48x48"),
         ("preprocessor_config.json", {"size": {"height": 50, "width": 50}}, "wanted longest_edge"),
         ("preprocessor_config.json", {"size": {"longest_edge": 5000}}, "wanted at most 4096"),

@@ -197,10 +197,6 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "a text of no tokens": (lambda m: m["outputs"]["text"].update({"from": "cross_key_0"}), "a text takes int64"),
     "a text's file that is not listed": (lambda m: m["outputs"]["text"].update(file="x.json"), "not listed"),
-    "a picture without a size": (
-        lambda m: m["inputs"].update(image={"kind": "image", "array": "pixels"}),
-        "needs `fit`",
-    ),
     "an absurd size": (
         lambda m: m["inputs"].update(
             image={
