@@ -89,7 +89,9 @@ template <class T> DEVICE void store(T *to_, int64 first, int64 count, bool four
 // Set counter[0] once all blocks have read it: the last to come does. counter[1] counts them, and is 0 again after.
 DEVICE void advance(int *counter, int next) {
     __syncthreads();
-    if (threadIdx.x == 0 && atomicAdd(&counter[1], 1) == (int)gridDim.x - 1) {
+    if (threadIdx.x != 0) return;
+    __threadfence();  // what this block has read, it read before it is counted
+    if (atomicAdd(&counter[1], 1) == (int)gridDim.x - 1) {
         counter[1] = 0;
         counter[0] = next;
     }

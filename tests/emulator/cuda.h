@@ -164,6 +164,7 @@ extern "C" int emulate(void (*which)(), const int64_t *given, const int *grid, c
 
 }  // namespace emulator
 
+static inline void __threadfence() {}
 static inline void __syncthreads() { emulator::wait(emulator::State::at_barrier); }
 
 template <class T> static T __shfl_sync(unsigned, T x, int lane) { return emulator::exchange(x, lane % 32); }
