@@ -169,19 +169,20 @@ class Rows:
             self._forbidden = forbidden(self._rules, self._new)
         if self._forbidden is None or not self._forbidden.isdisjoint(best):
             return False
-        self._take(best)
+        self.take(best)
         return True
 
     def advance(self, logits: Float32) -> None:
         """Take the most likely token of every row, or draw one."""
         process(logits, self._rules, self._histories, self._new)
-        self._take(logits.argmax(axis=1).tolist() if self._rules.temperature == 0 else self._draw(logits))
+        self.take(logits.argmax(axis=1).tolist() if self._rules.temperature == 0 else self._draw(logits))
 
     def _histories(self) -> list[Int64]:
         """The tokens of every row, as views that must be gone before it grows."""
         return [np.frombuffer(text, np.int64) for text in self._texts]
 
-    def _take(self, chosen: list[int]) -> None:
+    def take(self, chosen: list[int]) -> None:
+        """Go on with these tokens, which others chose by the rules; those of rows that have ended do not count."""
         for row in self._results:
             chosen[row] = self._rules.pad
         for text, token in zip(self._texts, chosen, strict=True):

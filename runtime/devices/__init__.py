@@ -82,6 +82,25 @@ class Device(Protocol):
     ) -> None:
         """See `cpu.guide_and_step`."""
 
+    def choose_token(
+        self,
+        *,
+        logits: Array,
+        scores: Array,
+        history: Array,
+        starts: Array,
+        rules: Array,
+        forbidden: Array,
+        forced: Array,
+        ends: Array,
+        uniforms: Array,
+        tokens: Array,
+        positions: Array,
+        ended: Array,
+        state: Array,
+    ) -> None:
+        """See `cpu.choose_token`."""
+
     def record(self, call: Callable[[], None]) -> Callable[[], None] | None:
         """What does the same on the same arrays with less of the host's time, if there is such a thing here.
 

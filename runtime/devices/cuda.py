@@ -259,6 +259,8 @@ class Cuda:
 
 
 class _Numbers:
+    """A small array's values, which go through pinned memory."""
+
     def __init__(self, device: Cuda, array: DeviceArray) -> None:
         self._device, self._array = device, array
 

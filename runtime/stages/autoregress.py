@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from mmrt.runtime import manifest
 from mmrt.runtime.arrays import Float32, Int64, fitted
 from mmrt.runtime.devices import Array, Numbers, cpu
+from mmrt.runtime.devices.choice import choice, refusal
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Token
 from mmrt.runtime.request import Request
-from mmrt.runtime.search import Rules, Stops, search
+from mmrt.runtime.search import Rows, Rules, Stops, search
 from mmrt.runtime.stages import Run, distinct, guided
 from mmrt.runtime.stages.once import once
 from mmrt.runtime.transcript import Transcript
@@ -53,10 +55,16 @@ def _write(
     found = search(rule, conditional, run.uniforms(), _stops(stage, run))
     loop = _Loop(stage, engines, run, prompts, copies, each=len(found.tokens) // len(conditional))
     loop.prefill()
+    rows = found if run.device.kind == "cuda" and isinstance(found, Rows) and not refusal(rule) else None
+    if rows is not None:
+        loop.choose_by(rule, conditional)
     while not found.done:
-        best = loop.step(found.tokens)
-        if (best is None or not found.follow(best)) and (order := found.advance(loop.logits())) is not None:
-            loop.take(order)
+        if rows is not None:
+            rows.take(loop.choose())
+        else:
+            best = loop.step(found.tokens)
+            if (best is None or not found.follow(best)) and (order := found.advance(loop.logits())) is not None:
+                loop.take(order)
         run.first_token = run.first_token or time.perf_counter() - run.started
         yield from found.certain()
     run.completions = found.results()
@@ -215,6 +223,7 @@ class _Loop:
         self._positions, self._places = self._device.numbers(self._arrays["positions"]), [0] * rows
         self._tokens: Numbers | None = None
         self._likeliest: Numbers | None = None
+        self._choice: dict[str, Array] = {}  # by which the device chooses
 
     def prefill(self) -> None:
         """Put all but the last token of every prompt into the caches."""
@@ -241,6 +250,36 @@ class _Loop:
         self._run_graphs()
         self._places = [place + 1 for place in self._places]
         return self._likeliest.read() if self._likeliest is not None else None
+
+    def choose_by(self, rules: Rules, prompts: Sequence[Int64]) -> None:
+        """From now on let the device choose, for the rows of these conditional `prompts`: see `choose`."""
+        device, arrays, rows = self._device, self._arrays, len(prompts) * self._each
+        self._bind(self._length + 1, 1)
+        assert self._tokens is not None
+        self._tokens.write([int(prompt[-1]) for prompt in self._prompts])
+        self._positions.write(self._places)
+        uniforms = np.zeros((rows, 1))
+        if rules.temperature:
+            uniforms = np.array([[draw() for _ in range(rules.max_new_tokens)] for draw in self._run.uniforms()])
+        scale = self._run.request.values[self._stage.guidance.scale] if self._stage.guidance else 1.0
+        made = choice(rules, prompts, uniforms, arrays["logits"].shape[1], scale)
+        self._choice = {name: device.put(array) for name, array in made.items()}
+        self._go_on = self._chosen_round()
+
+    def choose(self) -> list[int]:
+        """Go on with the newest tokens, and choose those that follow, where the logits are."""
+        if self._length == self._capacity:
+            self._bind(self._length + 1, 1)
+            self._go_on = self._chosen_round()
+        self._go_on()
+        self._length += 1
+        assert self._tokens is not None
+        return self._tokens.read()[-len(self._choice["starts"]) :]
+
+    def _chosen_round(self) -> Callable[[], None]:
+        arrays = {name: self._arrays[name] for name in ("logits", "tokens", "positions")}
+        after = partial(self._device.choose_token, **arrays, **self._choice)
+        return self._run.round(self._calls, after, all(engine.capturable for engine in self._engines.values()))
 
     def logits(self) -> Float32:
         """What follows, (rows, vocabulary)."""
@@ -270,8 +309,9 @@ class _Loop:
         for name in self._stage.caches:
             if arrays[name].shape[2] < self._capacity:
                 arrays[name] = self._device.enlarge(arrays[name], self._capacity, self._length)
-        arrays["tokens"] = self._device.empty((rows, width), np.int64)
-        self._tokens, self._width = self._device.numbers(arrays["tokens"]), width
+        if width != self._width:
+            arrays["tokens"] = self._device.empty((rows, width), np.int64)
+            self._tokens, self._width = self._device.numbers(arrays["tokens"]), width
         for graph, engine in self._engines.items():
             into: dict[str, Array] = {
                 new: arrays[old] for old, new in self._stage.caches.items() if new in engine.outputs

@@ -58,10 +58,9 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> cuda.Gpu:
 def on_gpu(request: pytest.FixtureRequest, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """The handmade bundle there, by ONNX Runtime, or by an engine whose steps are captured as CUDA graphs."""
     request.getfixturevalue("hardware" if request.param == "hardware" else "double")
+    known = {"onnx": engines.ENGINES["onnx"]}
     if request.param == "captured":
-        known = {"tensorrt": Backend(("cuda",), ("onnx",), load_captured)}
-    else:
-        known = {"onnx": engines.ENGINES["onnx"]}
+        known = {"tensorrt": Backend(("cuda",), ("onnx",), load_captured), **known}
     monkeypatch.setattr(selection, "ENGINES", known)
     return load(handmade, device="cuda")
 
