@@ -43,8 +43,8 @@ def main() -> None:
     args = parser.parse_args()
     library = Library("tensorrt-rtx")
     print(f"{library}, GPUs of compute capability {', '.join(builder.CAPABILITIES)}\n")
-    print("| model | graph | sizes (min:opt:max) | profiles | ONNX, MB | engine, MB | s |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| model | graph | sizes (min:opt:max) | profiles | ONNX, MB | engine, MB | s | CPU s |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.models:
         folder = args.work / f"{name}-engines"
         manifest = graphs(MODELS[name](args.work / name), folder)
@@ -118,16 +118,16 @@ def row(library: Library, manifest: m.Manifest, graph: str, folder: Path) -> str
     large = max(sizes, key=lambda profile: sum(size.max for size in profile.values()))
     ranges = ", ".join(f"{name} {size.min}:{size.opt}:{size.max}" for name, size in large.items())
     weights = sum(file.stat().st_size for file in folder.glob(f"{graph}.onnx*"))
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     try:
         for _ in builder.build(library, graph, manifest.graphs[graph], onnx, build, engine):
             pass
     except Exception as error:
-        return f"{graph} | {ranges} | {len(sizes)} | {weights / 1e6:.1f} | {error} | "
-    seconds = time.perf_counter() - start
+        return f"{graph} | {ranges} | {len(sizes)} | {weights / 1e6:.1f} | {error} | | "
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
     size = engine.stat().st_size
     engine.unlink()
-    return f"{graph} | {ranges} | {len(sizes)} | {weights / 1e6:.1f} | {size / 1e6:.1f} | {seconds:.1f}"
+    return f"{graph} | {ranges} | {len(sizes)} | {weights / 1e6:.1f} | {size / 1e6:.1f} | {seconds:.1f} | {busy:.1f}"
 
 
 if __name__ == "__main__":
