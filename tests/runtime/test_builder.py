@@ -91,6 +91,12 @@ def test_a_cache_of_a_fixed_length_becomes_an_engine_and_fp32_attention_too(libr
         build(library, tmp_path / "small.onnx", graph, ONE_TO_EIGHT | free, nodes)
 
 
+def test_the_most_likely_token_becomes_an_engine(library: Library, tmp_path: Path) -> None:
+    graph = spec({"logits": ROWS}, {"likeliest": m.Array(dtype="int64", shape=("rows",))})
+    nodes = [helper.make_node("ArgMax", ["logits"], ["likeliest"], axis=-1, keepdims=0)]
+    build(library, tmp_path / "small.onnx", graph, ONE_TO_EIGHT, nodes)
+
+
 def test_an_operator_that_is_not_known_is_named(library: Library, tmp_path: Path) -> None:
     nodes = [helper.make_node("Det", ["a"], ["b"], name="the_determinant")]
     graph = spec(
