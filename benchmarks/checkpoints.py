@@ -111,3 +111,52 @@ def text_model(name: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     t.AutoTokenizer.from_pretrained(TRANSLATOR).save_pretrained(folder)
     return folder
+
+
+def embedder(name: str, folder: Path) -> Path:
+    """MiniLM (6 layers of width 384), and CLIP ViT-B/32 for transformers or for open_clip, with random weights.
+
+    The tokenizers are the examples', but open_clip's, which is its own.
+    """
+    import json
+
+    import torch
+    import transformers as t
+
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    if name == "minilm":
+        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        t.BertModel(t.BertConfig(**sizes)).save_pretrained(folder)
+        t.AutoTokenizer.from_pretrained(TRANSLATOR, model_max_length=512).save_pretrained(folder)
+        modules = [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        pooling = {"word_embedding_dimension": 384, "pooling_mode_mean_tokens": True}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    elif name == "clip":
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        tokenizer = t.CLIPTokenizer.from_pretrained(EMOJI / "tokenizer", model_max_length=77)
+        ids = {each: getattr(tokenizer, each) for each in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        t.CLIPModel(t.CLIPConfig(text_config=ids)).save_pretrained(folder)
+        for each in (tokenizer, CLIPImageProcessorPil()):
+            each.save_pretrained(folder)
+    else:
+        from safetensors.torch import save_file
+
+        from mmrt.export.open_clip_library import open_clip
+
+        vision = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
+        config = {"model_cfg": {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        model = open_clip().create_model(f"local-dir:{folder}")
+        save_file(dict(model.state_dict()), folder / "open_clip_model.safetensors")
+    (folder / "done").touch()
+    return folder

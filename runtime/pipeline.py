@@ -198,6 +198,7 @@ class Pipeline:
                 run.bring(ids, array, rows)
                 if tokenize.mask:
                     run.bring(tokenize.mask, mask, rows)
+                    run.lengths[ids] = mask.sum(axis=1)
 
     def _placed(self, spec: manifest.Placing | None, values: Mapping[str, Any]) -> list[placing.Placed | None]:
         """Each result's picture in its text; none where texts have none."""

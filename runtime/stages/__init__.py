@@ -42,6 +42,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     first_token: float | None = None  # seconds until it was chosen
     noise: list[Noise] = field(default_factory=list)  # of each result, from its seed
+    lengths: dict[str, Int64] = field(default_factory=dict)  # of arrays of ids: how many of a row are its own
 
     def __post_init__(self) -> None:
         self.noise = self.noise or [GENERATORS[self.request.noise](seed) for seed in self.request.seeds]

@@ -93,6 +93,13 @@ def test_vectors(source: Source) -> None:
     assert np.array_equal(repeated[-1], repeated[0])
 
 
+def test_many_texts(sources: Callable[[str], Source]) -> None:
+    """Those of like length are computed together."""
+    source = sources("Chinese CLIP")
+    texts = ["红心" * (place % 9) + str(place) for place in range(45)]
+    same(source.pipeline.generate(texts).embeddings, source.theirs(texts, pictures()[:1]).text_embeds)
+
+
 def test_both_at_once(source: Source) -> None:
     wanted = source.theirs(TEXTS[:4], pictures())
     outputs = source.pipeline.generate(TEXTS[:4], image=pictures()).outputs
