@@ -74,7 +74,7 @@ class Memory:
 class Double:
     """One GPU. `graphs` and `replays` count what was captured and replayed, `syncs` how often the host waited."""
 
-    name, capability, max_threads = "a double", (8, 9), 108 * 2048
+    name, capability = "a double", (8, 9)
 
     def __init__(self, emulator: Emulator, index: int = 0, free: int = TOTAL) -> None:
         self.index, self.free, self._emulator = index, free, emulator

@@ -77,17 +77,14 @@ class Driver:
         self.index = index
         self._core, self._bindings, self._utils = core, bindings, core.utils
         self._thread = threading.local()
-        self._device = core.Device(index)
         self._here()
+        device = core.Device(index)
         self._memory = core.DeviceMemoryResource(index)  # the GPU's own stream-ordered pool
         self._pinned = core.LegacyPinnedMemoryResource()
         self._timed = core.EventOptions(timing_enabled=True)
-        capability = self._device.compute_capability
-        self.name = self._device.name
+        capability = device.compute_capability
+        self.name = device.name
         self.capability = capability.major, capability.minor
-        self.max_threads = (
-            self._device.properties.multiprocessor_count * self._device.properties.max_threads_per_multiprocessor
-        )
 
     def providers(self, stream: Any) -> tuple[str, list[Any]]:
         """ONNX Runtime's name for this device's memory, and the provider that works in `stream`."""
@@ -104,14 +101,10 @@ class Driver:
         free, total = self._done(self._bindings.cuMemGetInfo())
         return int(free), int(total)
 
-    def pooled(self) -> int:
-        """The most bytes that the pool has had in use at a time."""
-        return int(self._memory.attributes.used_mem_high)
-
     def stream(self) -> Any:
         """A new stream."""
         self._here()
-        return self._device.create_stream()
+        return self._core.Device(self.index).create_stream()  # which is another object in each thread
 
     def handle(self, stream: Any) -> int:
         """The stream as other libraries take it."""
@@ -251,7 +244,7 @@ class Driver:
     def _here(self) -> None:
         """Make the GPU the current one of this thread."""
         if not getattr(self._thread, "here", False):
-            self._device.set_current()
+            self._core.Device(self.index).set_current()
             self._thread.here = True
 
     def _done(self, result: Any) -> Any:
