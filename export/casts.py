@@ -35,6 +35,8 @@ def load(path: str) -> ir.Model:
         raise ExportError(f"{path}: has functions of its own, which fp16 is not made of")
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.NameFixPass()(model)
+    if any(value.name and value.dtype is None for node in model.graph for value in node.outputs):
+        common.ShapeInferencePass()(model)
     return model
 
 
