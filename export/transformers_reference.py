@@ -91,7 +91,7 @@ def _run(
                 do_sample=False,
                 return_dict_in_generate=True,
                 output_logits=case["beams"] == 1,
-                output_scores=case["beams"] == 1,
+                output_scores=True,
             )
         if case["beams"] == 1:  # the first case, which shows the prompt's length
             start = found.sequences.shape[1] - len(found.logits)
@@ -101,6 +101,8 @@ def _run(
         if case["beams"] == 1:
             arrays[f"run/{name}/margin/sequences"] = margins(found)
             arrays |= calls(found, start)
+        else:
+            arrays[f"run/{name}/score/sequences"] = _array(found.sequences_scores)
     source = f"transformers {transformers.__version__}, torch {torch.__version__}, fp32 on cpu"
     return Golden(source, arrays, tuple(cases))
 

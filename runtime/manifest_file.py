@@ -486,7 +486,7 @@ class _Check:
                 legal = likeliest.dtype == "int64" and len(likeliest.shape) == 1
                 what = f"'likeliest' is made as {likeliest}, wanted int64(rows)"
                 self._require(legal, f"$.graphs.{name}.outputs.likeliest", what)
-            taken = graph.outputs.keys() & {"tokens", "positions", "sequences"}
+            taken = graph.outputs.keys() & {"tokens", "positions", "sequences", "scores"}
             self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
         named = (*_ids(stage.prompt), *stage.forced, *stage.ends, *stage.suppressed, *stage.begin_suppressed)
         ids = {*named, stage.pad, stage.forced_end if stage.forced_end is not None else 0}

@@ -4,7 +4,7 @@
 
     graph/GRAPH/NUMBER/in/NAME, graph/GRAPH/NUMBER/out/NAME     one call of one graph
     run/CASE/in/INPUT, run/CASE/out/ARRAY                       a whole request: its pictures, and arrays at its end
-    run/CASE/margin/ARRAY                                       of tokens, how clear each choice was
+    run/CASE/margin/ARRAY, run/CASE/score/ARRAY                 how clear each choice of a token was; scores of beams
 
 `receipt.json` is a `Receipt`: the requests of the cases, and what the replay measured when the bundle was made.
 """
@@ -114,14 +114,21 @@ def replay(pipeline: Pipeline) -> Iterator[Check]:
         golden_outputs = golden.arrays("run", case.name, "out")
         if not golden_outputs:
             raise BundleError(f"{RECEIPT}: {case.name}: {GOLDEN} has nothing to compare it with")
-        margins = golden.arrays("run", case.name, "margin")
+        margins, scores = (golden.arrays("run", case.name, kind) for kind in ("margin", "score"))
         arrays = pipeline.arrays(**inputs)
         arrays = fitted(arrays, {name: array for graph in graphs.values() for name, array in graph.outputs.items()})
         for name, wanted in golden_outputs.items():
             if name in sounds and name in arrays:
                 yield compare_sound(f"{case.name}: {name}", arrays[name], wanted, precision)
                 continue
-            yield _compare_named(f"{case.name}: {name}", arrays, name, wanted, precision, margins.get(name))
+            what = f"{case.name}: {name}"
+            check = _compare_named(what, arrays, name, wanted, precision)
+            if not check.passed and TOLERANCES[precision].margin:
+                if name in margins:
+                    check = compare_tokens(what, arrays[name], wanted, margins[name], precision)
+                elif name in scores and "scores" in arrays:
+                    check = compare_beams(what, arrays[name], wanted, arrays["scores"], scores[name], precision)
+            yield check
 
 
 def read_receipt(bundle: Bundle) -> Receipt:
@@ -132,18 +139,9 @@ def read_receipt(bundle: Bundle) -> Receipt:
         raise BundleError(f"{bundle.path / RECEIPT}: {error}") from None
 
 
-def _compare_named(
-    what: str,
-    arrays: Mapping[str, AnyArray],
-    name: str,
-    wanted: AnyArray,
-    precision: str,
-    margins: AnyArray | None = None,
-) -> Check:
+def _compare_named(what: str, arrays: Mapping[str, AnyArray], name: str, wanted: AnyArray, precision: str) -> Check:
     if name not in arrays:
         raise BundleError(f"{GOLDEN}: {what}: nothing makes {name!r}")
-    if margins is not None and TOLERANCES[precision].margin:
-        return compare_tokens(what, arrays[name], wanted, margins, precision)
     return compare(what, arrays[name], wanted, precision)
 
 
@@ -164,8 +162,7 @@ def compare_tokens(what: str, found: AnyArray, wanted: AnyArray, margins: AnyArr
     """
     if margins.shape != wanted.shape:
         raise BundleError(f"{GOLDEN}: {what}: margins are {margins.shape}, wanted {wanted.shape}")
-    comparable = found.dtype == wanted.dtype and found.ndim == 2 and len(found) == len(wanted)
-    if not comparable or np.array_equal(found, wanted):
+    if not _comparable(found, wanted) or np.array_equal(found, wanted):
         return compare(what, found, wanted, precision)
     least = min(found.shape[1], wanted.shape[1])
     differs = found[:, :least] != wanted[:, :least]
@@ -180,6 +177,32 @@ def compare_tokens(what: str, found: AnyArray, wanted: AnyArray, margins: AnyArr
         max_error=float(np.abs(found[:, :least] - wanted[:, :least]).max(initial=0)),
         margin=margin,
     )
+
+
+def compare_beams(
+    what: str, found: AnyArray, wanted: AnyArray, scores: AnyArray, wanted_scores: AnyArray, precision: str
+) -> Check:
+    """Compare the tokens of beams, int64 (rows, tokens): a row may be another that is as likely.
+
+    scores, float32 (rows,): the mean log-probabilities that beams are chosen by, here and of the source's own.
+    """
+    if not _comparable(found, wanted) or scores.shape != wanted_scores.shape or scores.shape != (len(wanted),):
+        return compare(what, found, wanted, precision)
+    error = float((np.abs(scores - wanted_scores) / np.maximum(np.abs(wanted_scores), 1e-12)).max(initial=0.0))
+    tolerance = TOLERANCES[precision].relative
+    return Check(
+        what=what,
+        precision=precision,
+        passed=error <= tolerance,
+        wanted=f"equal, or scores within {tolerance:g}",
+        max_error=float(np.abs(scores - wanted_scores).max(initial=0.0)),
+        relative_error=error,
+    )
+
+
+def _comparable(found: AnyArray, wanted: AnyArray) -> bool:
+    """Whether both are as many rows of tokens."""
+    return found.dtype == wanted.dtype and found.ndim == wanted.ndim == 2 and len(found) == len(wanted)
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity fail a check, which is news enough

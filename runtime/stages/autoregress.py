@@ -28,7 +28,8 @@ _EARLY_STOPPING: Mapping[str, bool | str] = {"no": False, "yes": True, "never": 
 def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run) -> Iterator[Event]:
     """Yield a `Token` for every new token of every result as soon as it is certain, with beams at the end.
 
-    Leaves int64 `sequences` (batch, longest) in the request's arrays, `run.completions` and `run.segments`.
+    Leaves int64 `sequences` (batch, longest) in the request's arrays, and of beams their float32 `scores` (batch,);
+    `run.completions` and `run.segments`.
     """
     words = [run.detokenizer.stream() if run.detokenizer else None for _ in range(run.request.batch)]
     for index, token in (_write if stage.windows is None else _read)(stage, engines, run):
@@ -39,6 +40,9 @@ def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run:
             yield Token(index, None, rest)
     sequences = _padded([each.tokens for each in run.completions], stage.pad)
     run.bring("sequences", sequences, np.arange(run.request.batch))
+    scores = [each.score for each in run.completions if each.score is not None]
+    if len(scores) == run.request.batch:
+        run.bring("scores", np.array(scores, np.float32), np.arange(run.request.batch))
 
 
 def _write(

@@ -12,7 +12,7 @@ import pytest
 
 import mmrt
 from mmrt.runtime.pipeline import Pipeline
-from mmrt.runtime.receipt import TOLERANCES, Check, compare, replay
+from mmrt.runtime.receipt import TOLERANCES, Check, compare, compare_beams, compare_tokens, replay
 
 ALL = [
     "text_encoder 0: context",
@@ -129,3 +129,45 @@ def test_another_shape_or_dtype_fails(cast: Callable[[np.ndarray], np.ndarray]) 
     check = compare("x", cast(ONES), ONES, "int8")
     assert isinstance(check, Check)
     assert (check.passed, check.max_error) == (False, math.inf)
+
+
+# ---------------------------------------------------------------- tokens in a lower precision
+
+TOKENS = np.array([[5, 6, 7, 2], [8, 9, 2, 0]])
+MARGINS = np.array([[1.0, 0.1, 1.0, 1.0], [1.0, 1.0, 0.2, 1.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("found", "margin"),
+    [
+        ([[5, 6, 7, 2], [8, 9, 2, 0]], None),
+        ([[5, 4, 4, 4], [8, 9, 2, 0]], 0.1),  # parts where it was close; what follows does not count
+        ([[5, 4, 4, 4, 4], [8, 9, 2, 0, 0]], 0.1),
+        ([[5, 4, 2], [8, 9, 2]], 0.1),
+        ([[5, 6, 7, 3], [8, 9, 2, 0]], 1.0),
+        ([[5, 6, 7, 2], [8, 9, 1, 2]], 0.2),
+        ([[5, 4, 4, 4], [8, 9, 1, 2]], 0.2),
+        ([[4, 6, 7, 2], [8, 9, 2, 0]], 1.0),
+    ],
+)
+def test_tokens_part_only_where_the_choice_was_close(found: list[list[int]], margin: float | None) -> None:
+    check = compare_tokens("x", np.array(found), TOKENS, MARGINS, "fp16")
+    assert check.margin == (None if margin is None else pytest.approx(margin))
+    assert check.passed is (margin is None or margin <= TOLERANCES["fp16"].margin)
+
+
+@pytest.mark.parametrize("found", [TOKENS[:1], TOKENS[0], TOKENS.astype(np.int32)])
+def test_tokens_of_another_kind_fail(found: np.ndarray) -> None:
+    assert not compare_tokens("x", found, TOKENS, MARGINS, "fp16").passed
+    assert not compare_beams("x", found, TOKENS, MARGINS[:, 0], MARGINS[:, 0], "fp16").passed
+
+
+def test_margins_of_another_shape_are_a_damaged_receipt() -> None:
+    with pytest.raises(mmrt.BundleError, match=r"margins are \(2, 3\), wanted \(2, 4\)"):
+        compare_tokens("x", TOKENS + 1, TOKENS, MARGINS[:, :3], "fp16")
+
+
+@pytest.mark.parametrize(("score", "passes"), [(-2.01, True), (-2.1, False), (np.nan, False)])
+def test_beams_may_be_others_that_are_as_likely(score: float, passes: bool) -> None:
+    scores, wanted = np.array([-1.0, score], np.float32), np.array([-1.0, -2.0], np.float32)
+    assert compare_beams("x", TOKENS + 1, TOKENS, scores, wanted, "fp16").passed is passes
