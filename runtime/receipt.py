@@ -184,11 +184,12 @@ def compare_beams(
 ) -> Check:
     """Compare the tokens of beams, int64 (rows, tokens): a row may be another that is as likely.
 
-    scores, float32 (rows,): the mean log-probabilities that beams are chosen by, here and of the source's own.
+    scores, float32 (rows,): the mean log-probabilities that beams are chosen by, here and of the source's own. Their
+    error is relative, or, of scores above -1, absolute.
     """
     if not _comparable(found, wanted) or scores.shape != wanted_scores.shape or scores.shape != (len(wanted),):
         return compare(what, found, wanted, precision)
-    error = float((np.abs(scores - wanted_scores) / np.maximum(np.abs(wanted_scores), 1e-12)).max(initial=0.0))
+    error = float((np.abs(scores - wanted_scores) / np.maximum(np.abs(wanted_scores), 1.0)).max(initial=0.0))
     tolerance = TOLERANCES[precision].relative
     return Check(
         what=what,

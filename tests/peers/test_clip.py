@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import export_bundle, export_half  # noqa: E402
 from clip_checkpoints import CLASSES, LENGTH, save  # noqa: E402
 from picture_checkpoints import pictures  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -25,6 +25,7 @@ from mmrt.export.checkpoint import Checkpoint  # noqa: E402
 from mmrt.export.families import clip  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
 from mmrt.runtime.errors import ExportError, RequestError  # noqa: E402
+from mmrt.runtime.receipt import replay  # noqa: E402
 from mmrt.runtime.similarity import score  # noqa: E402
 
 torch.set_num_threads(1)
@@ -114,6 +115,18 @@ def test_scores(source: Source) -> None:
     logits = wanted.logits_per_image
     probabilities = torch.sigmoid(logits) if source.kind.startswith("SigLIP") else logits.softmax(dim=-1)
     np.testing.assert_allclose(found.probabilities, probabilities.numpy(), atol=1e-4)
+
+
+def test_in_fp16_norms_of_vectors_add_up_in_fp32(sources: Callable[[str], Source], tmp_path: Path) -> None:
+    source = sources("CLIP")
+    bundle = export_half(source.checkpoint, source.pipeline.bundle.path, tmp_path / "half.mmrt")
+    half = mmrt.load(bundle, precision="fp16")
+    checks = list(replay(half))
+    assert all(check.passed for check in checks)
+    assert {check.precision for check in checks} == {"fp16"}
+    for graph in half.manifest.graphs.values():
+        assert {island.op: island.reason for island in graph.variants[1].islands} == {"ReduceL2": "accumulation"}
+        assert graph.variants[1].dtypes == {}
 
 
 def test_what_is_refused(sources: Callable[[str], Source]) -> None:

@@ -16,14 +16,16 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import export_bundle, export_half  # noqa: E402
 from PIL import Image  # noqa: E402
 from text_checkpoints import CAPTIONERS, POSITIONS, TRANSLATORS, save_text_checkpoint  # noqa: E402
 
 import mmrt  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
+from mmrt.runtime import manifest as m  # noqa: E402
 from mmrt.runtime.errors import RequestError  # noqa: E402
 from mmrt.runtime.events import Done, Token  # noqa: E402
+from mmrt.runtime.receipt import replay  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -306,6 +308,26 @@ def test_stop_strings(bart: Source, beams: int) -> None:
         {"text": TEXTS[:1]}, num_beams=beams, stop_strings=["never comes", stop], tokenizer=bart.tokenizer, **options
     )
     assert (found.tokens, found.text) == (wanted.tokens, wanted.text)
+
+
+def test_in_fp16_caches_are_half_and_tokens_the_same_where_they_were_clear(
+    sources: Callable[[str], Source], tmp_path: Path
+) -> None:
+    """T5 has masks of the least float32, logarithms of 0 and norms of single operators."""
+    source = sources("T5")
+    bundle = export_half(source.checkpoint, source.pipeline.bundle.path, tmp_path / "half.mmrt")
+    half = mmrt.load(bundle, precision="fp16")
+    stage = half.manifest.program[-1]
+    assert isinstance(stage, m.Autoregress)
+    engine = half.engines["decoder"]
+    for old, new in stage.caches.items():
+        assert engine.inputs[old] == engine.outputs[new]
+        assert engine.inputs[old].dtype == "float16"
+    assert engine.outputs["logits"].dtype == "float32"
+    checks = {check.what: check for check in replay(half)}
+    assert all(check.passed for check in checks.values())
+    assert {"greedy: sequences", "beams: sequences"} <= checks.keys()
+    assert half.arrays(text=TEXTS[:2], beams=4)["scores"].shape == (2,)
 
 
 def test_many_threads_on_one_pipeline(sources: Callable[[str], Source]) -> None:
