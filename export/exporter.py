@@ -175,9 +175,11 @@ def _shares(work: Generator[Building, None, T]) -> Generator[Progress, None, T]:
 def _halve(folder: Path, draft: m.Manifest, recorder: Recorder) -> Generator[Progress, None, m.Manifest]:
     """Add variants in fp16 to the bundle, and to its manifest."""
     carried, graphs = draft.carried(), dict(draft.graphs)
+    stages = [stage for stage in draft.program if isinstance(stage, m.Autoregress)]
+    caches = {old: new for stage in stages for old, new in stage.caches.items()}
     for name, graph in draft.graphs.items():
         calls = recorder.calls[name].kept
-        work = partial(precision.halve, name, graph, folder, calls, carried)
+        work = partial(precision.halve, name, graph, folder, calls, carried, caches)
         if (variant := (yield from _timed("precision", name, work))) is not None:
             graphs[name] = msgspec.structs.replace(graph, variants=(*graph.variants, variant))
         gc.collect()

@@ -20,6 +20,8 @@ import onnxruntime as ort
 from mmrt.export.casts import ANY, F16, F32, MOVES, constant, is_float, nested
 from mmrt.runtime.arrays import AnyArray
 
+_SCORES = 3  # the output of an Attention with the products of queries and keys
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -38,10 +40,12 @@ class Seen:
 @dataclass
 class Measured:
     """All calls together. `values` by name; `errors`, by the names of nodes, are the relative L2 errors of what they
-    write when the floats that they read are rounded to fp16; `outputs` are the graph's own, call by call."""
+    write when the floats that they read are rounded to fp16; `scores` is the largest magnitude of what a node that is
+    an Attention multiplies out inside; `outputs` are the graph's own, call by call."""
 
     values: dict[str, Seen] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
     outputs: list[dict[str, AnyArray]] = field(default_factory=list)
 
 
@@ -106,6 +110,8 @@ class _Probes:
                 loss = _ratio(figures[_Figure("loss", value)], figures[_Figure("norm", value)])
                 before = found.values.get(value, Seen(math.inf, -math.inf, 0.0))
                 found.values[value] = Seen(min(low, before.low), max(high, before.high), max(loss, before.loss))
+            if figure.kind == "scores":
+                found.scores[node] = float(np.fmax(scalar, found.scores.get(node, 0.0)))
             if figure.kind == "error":
                 error = _ratio(scalar, figures[_Figure("norm", value)])
                 found.errors[node] = max(error, found.errors.get(node, 0.0))
@@ -124,9 +130,16 @@ class _Probes:
         if not read or node.op_type in MOVES or node.op_type in ANY - {"Cast"} or any(True for _ in nested(node)):
             return
         inputs = [self._round(v) if is_float(v) and not constant(v) else v for v in node.inputs]
-        twin = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs))
+        attends = node.op_type == "Attention" and len(node.outputs) == 1
+        count = _SCORES + 1 if attends else len(node.outputs)
+        twin = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=count)
         self._graph.append(twin)
-        for ours, theirs in zip(node.outputs, twin.outputs, strict=True):
+        if attends:
+            twin.outputs[1].name = twin.outputs[2].name = ""
+            twin.outputs[_SCORES].name = f"{node.outputs[0].name}.scores"
+            magnitudes = self._add("Abs", [twin.outputs[_SCORES]])
+            self._put(_Figure("scores", node.outputs[0].name, node.name), "ReduceMax", magnitudes)
+        for ours, theirs in zip(node.outputs, twin.outputs, strict=False):
             if ours.dtype is None:  # left out
                 continue
             theirs.name, theirs.type = f"{ours.name}.twin", ours.type
@@ -159,7 +172,7 @@ class _Probes:
 class _Figure(NamedTuple):
     """What a scalar says, and of which value, as which node writes it."""
 
-    kind: Literal["low", "high", "norm", "loss", "error", "differs"]
+    kind: Literal["low", "high", "norm", "loss", "error", "differs", "scores"]
     value: str
     node: str = ""
 

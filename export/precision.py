@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -40,24 +41,27 @@ _HEAVY = frozenset({
 
 
 def halve(
-    name: str, graph: m.Graph, bundle: Path, calls: Sequence[Mapping[str, AnyArray]], carried: Collection[str]
+    name: str,
+    graph: m.Graph,
+    bundle: Path,
+    calls: Sequence[Mapping[str, AnyArray]],
+    carried: Collection[str] = (),
+    caches: Mapping[str, str] = MappingProxyType({}),
 ) -> m.Variant | None:
-    """Write graphs/NAME.fp16.onnx into the bundle; None for a graph of which nothing is worth it.
+    """Write graphs/NAME.fp16.onnx into the bundle; None for a graph of which nothing is worth it, or known.
 
-    calls: inputs for its fp32 variant. carried: arrays that are to be float16 at its borders, if they can be. Raises
-    `ExportError` where fp16 cannot give what fp32 does.
+    calls: inputs for its fp32 variant. carried: arrays that are to be float16 at its borders, if they can be; caches:
+    which of them becomes which. Raises `ExportError` where fp16 cannot give what fp32 does.
     """
     source = bundle / graph.variants[0].file
     target = bundle / f"graphs/{name}.fp16.onnx"
-    if not calls:
-        raise ExportError(f"{name}: no receipt runs this graph, so what fp16 does to it is not known")
-    if not any(array.dtype == "float32" for array in (graph.inputs | graph.outputs).values()):
+    if not calls or not any(array.dtype == "float32" for array in (graph.inputs | graph.outputs).values()):
         return None
     saturated = _can_saturate(source, calls)
     model = _load(source, saturated)
     found = measure(_load(source, saturated), source, calls)
     plan = _Plan(model, found, {each for each in carried if each in graph.inputs or each in graph.outputs})
-    plan.decide()
+    plan.decide(caches)
     doubtful = sorted(found.errors.keys() - plan.reasons.keys(), key=lambda node: -found.errors[node])
     for count in _doubling(len(doubtful)):
         plan.keep(doubtful[:count])
@@ -176,7 +180,7 @@ class _Plan:
         self.reasons: dict[str, m.Reason] = {}
         self.borders = carried
 
-    def decide(self) -> None:
+    def decide(self, caches: Mapping[str, str]) -> None:
         """By all that was measured of values and nodes."""
         weights = [value for value in self.graph.initializers.values() if is_float(value)]
         weight_losses = losses(weights)
@@ -191,6 +195,9 @@ class _Plan:
                 self._hold(value, "overflow")
             elif seen.loss > LOSS:
                 self._hold(value, "underflow")
+        for name, largest in self.found.scores.items():
+            if not largest <= LARGEST:  # NaN too
+                self._read_exactly(self.nodes[name], "overflow")
         for value in weights:
             if weight_losses[value.name] > LOSS:
                 for node, index in value.uses():
@@ -199,6 +206,9 @@ class _Plan:
         for name, error in self.found.errors.items():
             if error > LOSS:
                 self._read_exactly(self.nodes[name], "rounding")
+        for old, new in caches.items():
+            if not {old, new} <= self.borders:
+                self.borders -= {old, new}
         self._between()
 
     def keep(self, names: Sequence[str]) -> None:
