@@ -83,6 +83,7 @@ def session(file: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # memory goes back as soon as it is not needed
+    options.add_session_config_entry("session.disable_prepacking", "1")  # nor are there copies of all weights
     return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
