@@ -196,6 +196,14 @@ def test_a_decision_on_rounded_numbers_is_made_in_fp32(tmp_path: Path) -> None:
     made.same()
 
 
+def test_the_likeliest_of_two_that_tie_needs_no_fp32(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "w"], "y"), node("ArgMax", ["y"], "likeliest", axis=-1, keepdims=0)]
+    outputs = Y | {"likeliest": (TensorProto.INT64, ["rows"])}
+    x = (1 + draw(ROWS, WIDTH, scale=1e-5)).astype(np.float32)
+    made = Made(tmp_path, model(nodes, X, outputs, {"w": np.eye(WIDTH, dtype=np.float32)}), {"x": x})
+    assert made.reasons == {}
+
+
 def test_what_adds_up_stays_and_what_can_be_told_to_is_told(tmp_path: Path) -> None:
     nodes = [
         node("LayerNormalization", ["x", "scale"], "normal", axis=-1),

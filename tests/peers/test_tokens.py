@@ -81,6 +81,7 @@ class Source:
     """transformers' model of a checkpoint, and the bundle that was made of it."""
 
     def __init__(self, checkpoint: Path, bundle: Path) -> None:
+        self.checkpoint = checkpoint
         self.pictures = (checkpoint / "preprocessor_config.json").exists()
         kind = transformers.VisionEncoderDecoderModel if self.pictures else transformers.AutoModelForSeq2SeqLM
         with quiet():
