@@ -179,8 +179,8 @@ def test_its_receipt_has_both_precisions_and_how_a_gpu_rounds(half_bundle: Path)
 
 def test_a_cpu_takes_fp32_unless_it_is_told(half_bundle: Path) -> None:
     whole, half = mmrt.load(half_bundle), mmrt.load(half_bundle, precision="fp16")
-    assert set(whole.describe().values()) == {"onnx fp32 on cpu"}
-    assert set(half.describe().values()) == {"onnx fp16 on cpu"}
+    assert set(whole.describe().engines.values()) == {"onnx fp32 on cpu"}
+    assert set(half.describe().engines.values()) == {"onnx fp16 on cpu"}
     pictures = [np.asarray(each.generate("a green tree", steps=4, seed=3).image, float) for each in (whole, half)]
     assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 0.5
     checks = list(replay(half))
@@ -199,7 +199,7 @@ def test_graphs_of_different_precisions_work_together(half_bundle: Path, without
     del document["files"][variant["file"]]
     (bundle / "manifest.json").write_text(json.dumps(document))
     pipeline = mmrt.load(bundle, precision="fp16")
-    assert pipeline.describe()[without] == "onnx fp32 on cpu"
+    assert pipeline.describe().engines[without] == "onnx fp32 on cpu"
     assert all(check.passed for check in replay(pipeline))
 
 
