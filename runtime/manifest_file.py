@@ -112,7 +112,7 @@ class _Check:
         self.manifest = manifest
         self.sized = any(isinstance(value, Size) for value in manifest.inputs.values())
         self.free = any(  # pictures of their own size
-            isinstance(value, Image) and value.fit is None and value.patches is None
+            isinstance(value, Image) and not (value.fit or value.patches or value.split)
             for value in manifest.inputs.values()
         )
         self.made: dict[str, _Shape] = {}  # the arrays that there are so far

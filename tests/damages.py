@@ -470,7 +470,7 @@ MANIFEST_DAMAGES = {
                 "patches": {"size": 8, "most": 4, "resample": "box", "shapes": "shapes"},
             },
         ),
-        "an image has `fit` or `patches`, not both",
+        "an image has `fit` or `patches` or `split`, not several",
     ),
     "a class without a number": Damage(
         field("inputs", "label", value={"kind": "choice", "default": "a", "choices": ["a"], "array": "labels"}),
