@@ -151,7 +151,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         self.decoder, self.states_width = decoder, states_width
 
     def forward(self, tokens: Any, positions: Any, **arrays: Any) -> tuple[Any, ...]:
-        rows, length = tokens.shape
+        rows, length = tokens.shape[:2]
         past, cross = _pairs(arrays, ""), _pairs(arrays, "cross_")
         source, capacity = cross[0][0].shape[2], past[0][0].shape[2]
         written = Cache(layers=[_Written(keys, values, positions) for keys, values in past])
@@ -260,8 +260,11 @@ def causal_graph(
     return Graph(Causal(embed, model, head), inputs, _output_names(layers), free, opset=OPSET), layers
 
 
-def decoder_graph(decoder: Any, states_width: int, masked: bool) -> tuple[Graph, int]:
-    """The graph of a decoder with cross-attention to states of that width, and the number of its layers."""
+def decoder_graph(decoder: Any, states_width: int, masked: bool, codebooks: int = 0) -> tuple[Graph, int]:
+    """The graph of a decoder with cross-attention to states of that width, and the number of its layers.
+
+    With `codebooks`, its tokens are vectors of as many codes, and so are the logits: (rows, codebooks, vocabulary).
+    """
     with torch.no_grad():
         probe = cross_attention(decoder, torch.zeros(1, 2, states_width))
     layers, (_, heads, _, head_width) = len(probe) // 2, probe[0].shape
@@ -278,6 +281,6 @@ def decoder_graph(decoder: Any, states_width: int, masked: bool) -> tuple[Graph,
     }
     free |= {name: {0: "rows", 2: "source"} for name in cross}
     free |= {name: {0: "rows", 2: "capacity"} for old in past for name in (old, f"new_{old}")}
-    tokens = torch.zeros(rows, 3, dtype=torch.int64)
+    tokens = torch.zeros(rows, 3, *([codebooks] if codebooks else []), dtype=torch.int64)
     inputs = {"tokens": tokens, "positions": torch.zeros(rows, dtype=torch.int64), **mask, **cross, **past}
     return Graph(Decoder(decoder, states_width), inputs, _output_names(layers), free, opset=OPSET), layers

@@ -76,7 +76,8 @@ class Tokenize(_Struct, frozen=True):
     `length` tokens, and longer texts are cut with a warning. `mask` names a bool array like the ids, true where a
     text's own tokens are: then the longest text sets the length, and a text over `length` is refused. `clean` are the
     steps of `cleaning.STEPS` that a text goes through first. A text of no tokens is refused where some are `needed`.
-    `picture` says how a picture stands in the prefix.
+    `picture` says how a picture stands in the prefix. `absent` is as `blank`, but the unconditional rows have no tokens
+    at all.
     """
 
     file: str
@@ -91,6 +92,7 @@ class Tokenize(_Struct, frozen=True):
     clean: tuple[Cleaning, ...] = ()
     needed: bool = False
     picture: Placing | None = None
+    absent: bool = False
 
 
 class Text(_Struct, frozen=True, tag="text", tag_field="kind"):
@@ -525,6 +527,12 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     reached; `suppressed` never come, `begin_suppressed` not as the first that is chosen. `options` names the inputs
     that set the options of `search.Rules`. With `windows` all this holds for each of them, and `sequences` are what was
     understood of all.
+
+    With `delays` a token is a vector, of a code from each of as many codebooks: `tokens` (rows, sequence, codebooks),
+    `logits` (rows, codebooks, vocabulary), `likeliest` (rows, codebooks), `sequences` (batch, tokens, codebooks).
+    Codebook k comes delays[k] tokens late: it reads `pad` until then, and again when it has as many as the others. Its
+    codes end up beside those of the same time, and the longest delay is what `sequences` are shorter than the number of
+    new tokens.
     """
 
     graphs: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1)]
@@ -542,6 +550,7 @@ class Autoregress(_Struct, frozen=True, tag="autoregress", tag_field="stage"):
     begin_suppressed: tuple[TokenId, ...] = ()
     count: Positive | None = None
     windows: Windows | None = None
+    delays: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=1024)], ...], msgspec.Meta(max_length=64)] = ()
 
 
 Stage = Once | Diffuse | Autoregress

@@ -61,6 +61,7 @@ _OPTIONS: dict[str, tuple[type, ...]] = {  # the kinds of input that set an opti
     "early_stopping": (Choice,),
     "stop": (Strings,),
 }
+_DRAWN = {"max_new_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"}  # options of codes
 _LARGEST = 2**31  # elements of an array in its fixed dimensions
 _CHANNELS = 8  # of a sound
 
@@ -461,8 +462,24 @@ class _Check:
             legal = kinds == [False, True, False, True] and shape[0] != shape[2]
             self._require(legal, at, f"{inputs[old]} is no cache (rows, heads, capacity, width)")
             self._make(old, _Shape.of(inputs[old]), at)
-        self.made |= {"tokens": _Shape("int64", (None, None)), "positions": _Shape("int64", (None,))}
-        self.made["sequences"] = _Shape("int64", (None, None))
+        if stage.delays:
+            self._codebooks(where, stage)
+        books = (len(stage.delays),) if stage.delays else ()
+        tokens = _Shape("int64", (None, None, *books))
+        self.made |= {"tokens": tokens, "positions": _Shape("int64", (None,)), "sequences": tokens}
+
+    def _codebooks(self, where: str, stage: Autoregress) -> None:
+        """Nothing is asked for that would look at the codes of one codebook alone."""
+        once = isinstance(stage.prompt, tuple) and len(stage.prompt) == 1 and isinstance(stage.prompt[0], int)
+        self._require(once, f"{where}.prompt", "with `delays` it is one id")
+        forced = stage.forced or stage.forced_end is not None or stage.begin_suppressed
+        whole = not (stage.ends or forced or stage.suppressed or stage.windows)
+        what = "with `delays` there are no `ends`, `windows`, nor forced or suppressed tokens"
+        self._require(whole, where, what)
+        strange = stage.options.keys() - _DRAWN
+        self._require(not strange, f"{where}.options", f"{_names(strange)} cannot be set with `delays`")
+        longest, count = max(stage.delays), stage.count
+        self._require(count is None or count > longest, f"{where}.count", f"{count} tokens, delayed by {longest}")
 
     def _prompt(self, tokens: tuple[Token, ...], stage: Autoregress, where: str) -> None:
         """The first token is certain, for others are detected after it."""
@@ -478,18 +495,22 @@ class _Check:
         graphs = {name: self.manifest.graphs[name] for name in stage.graphs}
         made = [graph.outputs["logits"] for graph in graphs.values() if "logits" in graph.outputs]
         self._require(bool(made), f"{where}.graphs", "no graph makes 'logits'")
-        vocabulary = made[0].shape[-1]
-        legal = made[0].dtype == "float32" and len(made[0].shape) == 2 and isinstance(vocabulary, int)
-        self._require(legal, f"{where}.graphs", f"logits are made as {made[0]}, wanted float32(rows, vocabulary)")
+        vocabulary, books = made[0].shape[-1], (len(stage.delays),) if stage.delays else ()
+        shaped = len(made[0].shape) == 2 + len(books) and made[0].shape[1:-1] == books
+        legal = made[0].dtype == "float32" and shaped and isinstance(vocabulary, int)
+        wanted = ", ".join(("rows", *map(str, books), "vocabulary"))
+        self._require(legal, f"{where}.graphs", f"logits are made as {made[0]}, wanted float32({wanted})")
         for name, graph in graphs.items():
             if (likeliest := graph.outputs.get("likeliest")) is not None:
-                legal = likeliest.dtype == "int64" and len(likeliest.shape) == 1
-                what = f"'likeliest' is made as {likeliest}, wanted int64(rows)"
+                legal = likeliest.dtype == "int64" and likeliest.shape[1:] == books and bool(likeliest.shape)
+                what = f"'likeliest' is made as {likeliest}, wanted int64({', '.join(('rows', *map(str, books)))})"
                 self._require(legal, f"$.graphs.{name}.outputs.likeliest", what)
             taken = graph.outputs.keys() & {"tokens", "positions", "sequences", "scores"}
             self._require(not taken, f"$.graphs.{name}.outputs", f"{_names(taken)} are the loop's own")
         named = (*_ids(stage.prompt), *stage.forced, *stage.ends, *stage.suppressed, *stage.begin_suppressed)
         ids = {*named, stage.pad, stage.forced_end if stage.forced_end is not None else 0}
+        if stage.delays:  # what stands there before and after codes need not be one
+            ids = set()
         if stage.windows is not None:
             ids |= {stage.windows.timestamps.first, stage.windows.timestamps.without}
         choices = (self.manifest.inputs[token] for token in named if isinstance(token, str))

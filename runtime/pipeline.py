@@ -192,7 +192,11 @@ class Pipeline:
                 pictures = [picture for _, picture in prompts if picture is not None]
                 array, mask = self._tokenizers[ids]([text for text, _ in prompts], run.request.chosen, pictures)
                 rows = distinct(zip(texts, placed, strict=True))
-                if tokenize.blank is not None and unconditional and not text.negative:
+                if tokenize.absent and unconditional and not text.negative:
+                    rows = np.concatenate([np.zeros_like(rows), rows + 1])
+                    array = np.concatenate([np.full_like(array[:1], tokenize.pad), array])
+                    mask = np.concatenate([np.zeros_like(mask[:1]), mask])
+                elif tokenize.blank is not None and unconditional and not text.negative:
                     rows = np.concatenate([rows, rows + len(array)])
                     array, mask = np.concatenate([blanked(array, mask, tokenize.blank), array]), np.tile(mask, (2, 1))
                 run.bring(ids, array, rows)

@@ -13,6 +13,7 @@ from mmrt.export.families import (
     dalle,
     git,
     janus,
+    musicgen,
     open_clip,
     sentence,
     seq2seq,
@@ -47,6 +48,7 @@ FAMILIES: dict[str, Family] = {
     "vision-language": Family(vision_language.claims, vision_language.recipe, vision_language.CLASSES),
     "janus": Family(janus.claims, janus.recipe, janus.CLASSES),
     "swin2sr": Family(swin2sr.claims, swin2sr.recipe, swin2sr.CLASSES),
+    "musicgen": Family(musicgen.claims, musicgen.recipe, musicgen.CLASSES),
     "vits": Family(vits.claims, vits.recipe, vits.CLASSES),
     "whisper": Family(whisper.claims, whisper.recipe, whisper.CLASSES),
 }

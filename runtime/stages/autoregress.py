@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,13 +11,14 @@ import numpy as np
 
 from mmrt.runtime import manifest
 from mmrt.runtime.arrays import Float32, Int64, fitted
+from mmrt.runtime.codes import Codes
 from mmrt.runtime.devices import Array, Numbers, cpu
 from mmrt.runtime.devices.choice import choice, refusal
 from mmrt.runtime.engines import Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Token
 from mmrt.runtime.request import Request
-from mmrt.runtime.search import Rows, Rules, Stops, search
+from mmrt.runtime.search import Rows, Rules, Search, Stops, search
 from mmrt.runtime.stages import Run, distinct, guided
 from mmrt.runtime.stages.once import once
 from mmrt.runtime.transcript import Transcript
@@ -28,8 +30,8 @@ _EARLY_STOPPING: Mapping[str, bool | str] = {"no": False, "yes": True, "never": 
 def autoregress(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Run) -> Iterator[Event]:
     """Yield a `Token` for every new token of every result as soon as it is certain, with beams at the end.
 
-    Leaves int64 `sequences` (batch, longest) in the request's arrays, and of beams their float32 `scores` (batch,);
-    `run.completions` and `run.segments`.
+    Leaves int64 `sequences` (batch, longest), or (batch, longest, codebooks), in the request's arrays, and of beams
+    their float32 `scores` (batch,); `run.completions` and `run.segments`.
     """
     words = [run.detokenizer.stream() if run.detokenizer else None for _ in range(run.request.batch)]
     for index, token in (_write if stage.windows is None else _read)(stage, engines, run):
@@ -56,8 +58,13 @@ def _write(
     rule = rules(stage, request, _limit(stage, engines) - max(map(len, prompts)))
     if copies == 2 and rule.beams > 1:
         raise RequestError(f"{stage.options['beams']} is {rule.beams}, wanted 1 with guidance")
-    found = search(rule, conditional, run.uniforms(), _stops(stage, run))
-    loop = _Loop(stage, engines, run, prompts, copies, each=len(found.tokens) // len(conditional))
+    found: Search = (
+        Codes(stage.delays, rule, conditional, run.uniforms())
+        if stage.delays
+        else search(rule, conditional, run.uniforms(), _stops(stage, run))
+    )
+    each = len(found.tokens) // sum(prompt[-1].size for prompt in conditional)
+    loop = _Loop(stage, engines, run, prompts, copies, each)
     loop.prefill()
     rows = found if run.device.kind == "cuda" and isinstance(found, Rows) and not refusal(rule) else None
     if rows is not None:
@@ -165,7 +172,7 @@ def _prompts(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Ru
             else:
                 new = np.tile(np.array(run.request.tokens((token,)), np.int64), (count, 1))
             prompts = [np.concatenate(both) for both in zip(prompts, new, strict=True)]
-        return prompts
+        return [np.tile(prompt[:, None], len(stage.delays)) for prompt in prompts] if stage.delays else prompts
     tokens = run.device.get(run.spread([stage.prompt], copies, 1)[stage.prompt])
     if stage.prompt_mask is None:
         return list(tokens)
@@ -187,7 +194,8 @@ def _stops(stage: manifest.Autoregress, run: Run) -> Stops | None:
 
 
 def _padded(sequences: Sequence[Int64], pad: int) -> Int64:
-    whole = np.full((len(sequences), max(len(each) for each in sequences)), pad, np.int64)
+    longest = max(len(each) for each in sequences)
+    whole = np.full((len(sequences), longest, *sequences[0].shape[1:]), pad, np.int64)
     for row, sequence in zip(whole, sequences, strict=True):
         row[: len(sequence)] = sequence
     return whole
@@ -249,7 +257,7 @@ class _Loop:
         if self._length == self._capacity or self._width != 1:
             self._bind(self._length + 1, 1)
         assert self._tokens is not None
-        self._tokens.write(tokens * (len(self._places) // len(tokens)))
+        self._tokens.write(tokens * (math.prod(self._arrays["tokens"].shape) // len(tokens)))
         self._positions.write(self._places)
         self._run_graphs()
         self._places = [place + 1 for place in self._places]
@@ -314,7 +322,7 @@ class _Loop:
             if arrays[name].shape[2] < self._capacity:
                 arrays[name] = self._device.enlarge(arrays[name], self._capacity, self._length)
         if width != self._width:
-            arrays["tokens"] = self._device.empty((rows, width), np.int64)
+            arrays["tokens"] = self._device.empty((rows, width, *self._prompts[0].shape[1:]), np.int64)
             self._tokens, self._width = self._device.numbers(arrays["tokens"]), width
         for graph, engine in self._engines.items():
             into: dict[str, Array] = {

@@ -298,6 +298,68 @@ WINDOWS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
+def _with_codebooks() -> dict[str, Any]:
+    """The manifest as MusicGen's is: two codebooks, of which the second comes one token late, become a sound."""
+    manifest = copy.deepcopy(MANIFEST)
+    tokens = ["rows", "sequence", 2]
+    _graph(manifest)["inputs"]["tokens"]["shape"] = tokens
+    _graph(manifest)["outputs"]["logits"]["shape"] = ["rows", 2, 40]
+    manifest["graphs"]["codec"] = {
+        "inputs": {"sequences": {"dtype": "int64", "shape": ["batch", "frames", 2]}},
+        "outputs": {"waveform": {"dtype": "float32", "shape": ["batch", "samples"]}},
+        "variants": [{"engine": "onnx", "precision": "fp32", "file": "decoder.onnx"}],
+    }
+    manifest["outputs"] = {"audio": {"kind": "audio", "from": "waveform", "rate": 8000}}
+    manifest["program"].append({"stage": "once", "graphs": ["codec"]})
+    manifest["inputs"]["text"]["tokenize"]["source_ids"]["absent"] = True
+    options = {"max_new_tokens": "max_new_tokens", "temperature": "temperature"}
+    _stage(manifest).update(delays=[0, 1], ends=[], forced=[], prompt=[40], pad=40, options=options)
+    return manifest
+
+
+CODEBOOKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "more delays than codebooks": (
+        lambda m: _stage(m).update(delays=[0, 1, 2]),
+        "graph 'decoder' takes int64(?, ?, 2)",
+    ),
+    "a delay below 0": (lambda m: _stage(m).update(delays=[0, -1]), "Expected `int` >= 0"),
+    "logits of one codebook": (
+        lambda m: _graph(m)["outputs"]["logits"].update(shape=["rows", 40]),
+        "wanted float32(rows, 2, vocabulary)",
+    ),
+    "an end of codes": (lambda m: _stage(m).update(ends=[2]), "with `delays` there are no `ends`"),
+    "forced codes": (lambda m: _stage(m).update(forced=["language"]), "forced or suppressed tokens"),
+    "a prompt of several codes": (lambda m: _stage(m).update(prompt=[40, 40]), "with `delays` it is one id"),
+    "strings that stop codes": (
+        lambda m: _stage(m)["options"].update(stop="stop"),
+        "'stop' cannot be set with `delays`",
+    ),
+    "fewer codes than the delay": (
+        lambda m: (_stage(m).update(count=1), _stage(m)["options"].pop("max_new_tokens")),
+        "1 tokens, delayed by 1",
+    ),
+    "texts of codes": (
+        lambda m: m.update(outputs={"text": {"kind": "text", "from": "sequences", "file": "target.json"}}),
+        "'sequences' is made as int64(?, ?, 2)",
+    ),
+}
+
+
+def test_codebooks_are_legal() -> None:
+    manifest = manifest_file.decode(json.dumps(_with_codebooks()).encode())
+    assert manifest_file.decode(manifest_file.encode(manifest)) == manifest
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_codebooks_that_are_refused(name: str) -> None:
+    damage, says = CODEBOOKS[name]
+    manifest = _with_codebooks()
+    damage(manifest)
+    with pytest.raises(BundleError) as caught:
+        manifest_file.decode(json.dumps(manifest).encode())
+    assert says in str(caught.value)
+
+
 def test_windows_are_legal() -> None:
     manifest = manifest_file.decode(json.dumps(_with_windows()).encode())
     assert manifest_file.decode(manifest_file.encode(manifest)) == manifest
