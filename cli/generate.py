@@ -163,7 +163,7 @@ def _check_output(output: Path) -> None:
 def _follow(events: Iterator[Event], preview: Path | None, grid: bool, quiet: bool) -> Result:
     """Go through the events with a progress bar, rewriting the preview at each step; the result is in the last."""
     show = not quiet and sys.stderr.isatty()
-    start = time.perf_counter()
+    start, tokens = time.perf_counter(), 0
     for event in events:
         if isinstance(event, Done):
             break
@@ -173,6 +173,10 @@ def _follow(events: Iterator[Event], preview: Path | None, grid: bool, quiet: bo
                 media.save_png(picture, path)
         if show and isinstance(event, Step):
             click.echo(f"\r{_bar(event, time.perf_counter() - start)}", nl=False, err=True)
+        if show and isinstance(event, Token) and event.index == 0:
+            tokens += 1
+            speed = tokens / (time.perf_counter() - start)
+            click.echo(f"\r{tokens} tokens  {speed:.1f} tokens/s  ", nl=False, err=True)
     if show:
         click.echo(f"\r{' ' * 60}\r", nl=False, err=True)
     assert isinstance(event, Done)

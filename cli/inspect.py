@@ -135,6 +135,7 @@ def _program(manifest: m.Manifest) -> list[str]:
                 kind, more = "diffuse", f"  {stage.schedule.prediction}, samplers: {', '.join(stage.samplers)}"
             case m.Autoregress():
                 kind, more = "autoregress", f"  up to {stage.limit} tokens, {len(stage.caches)} caches"
+                more += f", {len(stage.delays)} codebooks" if stage.delays else ""
                 if stage.windows is not None:
                     more += f", of each window of {stage.windows.source} by {', '.join(stage.windows.graphs)}"
         lines.append(f"{number}. {kind:8} {', '.join(stage.graphs)}{more}")

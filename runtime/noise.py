@@ -86,7 +86,7 @@ class TorchCpu:
 
         Of whatever size, that is made as draws below 16 are. A transposed tensor of one row or column is contiguous.
         """
-        if min(shape) == 1:
+        if min(shape, default=1) == 1:
             return self.normal(shape)
         return np.array(self._few(math.prod(shape)), np.float32).reshape(shape)
 

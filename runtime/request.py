@@ -242,8 +242,8 @@ def dimensions(
 
 def check_noise(sizes: Sequence[tuple[int, ...]]) -> None:
     """Refuse arrays of noise of such sizes where they are none, or do not fit into memory."""
-    if min(map(min, sizes)) < 1:
-        raise BundleError(f"noise is of the size {min(sizes, key=min)}, wanted 1 or more in each dimension")
+    if (least := min((dim for size in sizes for dim in size), default=1)) < 1:
+        raise BundleError(f"noise is of the size {least}, wanted 1 or more in each dimension")
     if (needed := 4 * len(sizes) * math.prod(map(max, zip(*sizes, strict=True)))) > _memory():
         raise RequestError(f"{len(sizes)} results need {needed / 1e9:,.0f} GB of noise: ask for fewer or shorter ones")
 

@@ -121,7 +121,7 @@ class Codec(torch.nn.Module):  # type: ignore[misc]
             sound = self.codec.decoder(self.codec.quantizer.decode(codes))
         if self.channels == 1:
             return sound[:, 0]
-        return sound.reshape(self.channels, len(sequences), -1).transpose(0, 1)
+        return sound.reshape(self.channels, sequences.shape[0], -1).transpose(0, 1)
 
 
 @contextmanager

@@ -125,8 +125,9 @@ class Run:
         sizes = [dimensions(shape, request.width, request.height, each) for each in lengths or [{}] * request.batch]
         check_noise(sizes)
         whole = np.zeros((len(sizes), *map(max, zip(*sizes, strict=True))), np.float32)
-        for row, size, noise in zip(whole, sizes, self.noise, strict=True):
-            row[tuple(map(slice, size))] = noise.scattered(size) if scattered else noise.normal(size)
+        for row, (size, noise) in enumerate(zip(sizes, self.noise, strict=True)):
+            own = tuple(slice(each) for each in size)  # of a row that may be one number
+            whole[row : row + 1][(slice(None), *own)] = noise.scattered(size) if scattered else noise.normal(size)
         return whole
 
     def uniforms(self) -> list[Callable[[], float]]:

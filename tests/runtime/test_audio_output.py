@@ -14,6 +14,7 @@ import sound_bundles
 import mmrt
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.manifest_file import decode
+from mmrt.runtime.noise import TorchCpu
 from mmrt.runtime.receipt import compare_sound, replay
 
 
@@ -78,6 +79,15 @@ def test_lengths_that_no_machine_has(bundle: Path, tmp_path: Path) -> None:
     bundles.regraph(copy := bundles.copy(bundle, tmp_path), "counter", vast)
     with pytest.raises(RequestError, match="GB of noise: ask for fewer or shorter ones"):
         mmrt.load(copy).generate("a red heart")
+
+
+def test_one_number_for_each_result(pipeline: mmrt.Pipeline) -> None:
+    from mmrt.runtime.request import resolve
+    from mmrt.runtime.stages import Run
+
+    run = Run(resolve(pipeline.manifest, {"text": ["car", "car"], "seed": 3}))
+    noise = [TorchCpu(seed).normal(()) for seed in (3, 4)]
+    np.testing.assert_array_equal(run.drawn(("batch",), scattered=False), np.stack(noise))
 
 
 def edit(path: tuple[str | int, ...], value: Any) -> Callable[[Any], None]:
