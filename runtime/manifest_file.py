@@ -231,6 +231,8 @@ class _Check:
                             self._make(tokenize.mask, _Shape("bool", (None, None)), where)
                         if tokenize.picture is not None:
                             self._placing(value, tokenize, tokenize.picture, f"{where}.tokenize.{ids}.picture")
+                        shown = bool(tokenize.mask) or not tokenize.absent
+                        self._require(shown, f"{where}.tokenize.{ids}", "a text can be absent only where it has a mask")
                     self._refers(value.negative, (Text,), f"{where}.negative")
                     if value.optional:
                         self._require(value.default is None, where, "a text with a default is not optional")

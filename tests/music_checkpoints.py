@@ -27,7 +27,7 @@ def save_musicgen(folder: Path, kind: str) -> Path:
         vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, initializer_factor=3.0
     )
     codec = transformers.EncodecConfig(
-        sampling_rate=800, hidden_size=12, num_filters=2, upsampling_ratios=[2, 4], codebook_size=CODES,
+        sampling_rate=8000, hidden_size=12, num_filters=2, upsampling_ratios=[2, 4], codebook_size=CODES,
         codebook_dim=12, num_lstm_layers=2 if kind == "mono" else 1, use_causal_conv=kind == "stereo",
         num_residual_layers=1, target_bandwidths=[2.4], trim_right_ratio=1.0,
     )  # fmt: skip

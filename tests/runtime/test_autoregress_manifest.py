@@ -338,6 +338,13 @@ CODEBOOKS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: (_stage(m).update(count=1), _stage(m)["options"].pop("max_new_tokens")),
         "1 tokens, delayed by 1",
     ),
+    "an absent text without a mask": (
+        lambda m: (
+            m["inputs"]["text"]["tokenize"]["source_ids"].pop("mask"),
+            m["graphs"]["encoder"]["inputs"].pop("source_mask"),
+        ),
+        "a text can be absent only where it has a mask",
+    ),
     "texts of codes": (
         lambda m: m.update(outputs={"text": {"kind": "text", "from": "sequences", "file": "target.json"}}),
         "'sequences' is made as int64(?, ?, 2)",
