@@ -29,7 +29,7 @@ def save_musicgen(folder: Path, kind: str) -> Path:
     codec = transformers.EncodecConfig(
         sampling_rate=8000, hidden_size=12, num_filters=2, upsampling_ratios=[2, 4], codebook_size=CODES,
         codebook_dim=12, num_lstm_layers=2 if kind == "mono" else 1, use_causal_conv=kind == "stereo",
-        num_residual_layers=1, target_bandwidths=[2.4], trim_right_ratio=1.0,
+        num_residual_layers=1, target_bandwidths=[40.0], trim_right_ratio=1.0,
     )  # fmt: skip
     decoder = transformers.MusicgenDecoderConfig(
         vocab_size=CODES, max_position_embeddings=128, ffn_dim=32, initializer_factor=0.3, pad_token_id=CODES,

@@ -101,7 +101,7 @@ def test_tokens_stream(sources: Sources) -> None:
 
 def test_what_is_refused(sources: Sources) -> None:
     _, _, pipeline = sources("mono")
-    with pytest.raises(RequestError, match="max_new_tokens is 5, wanted 10 to 127"):
+    with pytest.raises(RequestError, match="max_new_tokens is 5, wanted 7 to 127"):
         pipeline.generate("drums", max_new_tokens=5)
     with pytest.raises(RequestError, match="at most 4096 are allowed"):
         pipeline.generate("drums " * 5000)
