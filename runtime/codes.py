@@ -13,7 +13,7 @@ from mmrt.runtime.search import Completion, Rows, Rules
 
 
 class Codes:
-    """A `Search` whose tokens are those of each row's codebooks, one after the other: each is chosen as a row of its own.
+    """A `Search` whose tokens are those of each row's codebooks, one after the other: each is chosen as its own row.
 
     Of `rules.max_new_tokens`, codebook k has `frames` from its delay on, and reads the padding before and after. Raises
     `RequestError` where there are none.

@@ -21,7 +21,7 @@ def run(
     draws = [np.random.default_rng(each).random for each in range(rows * rules.returned)]
     found, read = Codes(delays, rules, prompts, draws), []
     while not found.done:
-        read.append(found.tokens)
+        read.append(np.array(found.tokens).reshape(-1, len(delays)))
         found.advance(random.normal(size=(rows * rules.returned, len(delays), VOCABULARY)).astype(np.float32))
     return read, [each.tokens for each in found.results()]
 
