@@ -3,6 +3,7 @@
 What a recipe of one's own is made of is here: `mmrt export my_model.py:recipe -o my.mmrt`.
 """
 
+from mmrt.export.exporter import Progress, export
 from mmrt.export.generator import generator
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer, target_tokenizer, tokenizer_file
@@ -52,6 +53,7 @@ __all__ = [
     "Number",
     "Once",
     "Patches",
+    "Progress",
     "Recipe",
     "Seed",
     "Similarity",
@@ -61,6 +63,7 @@ __all__ = [
     "Tiles",
     "Tokenize",
     "VectorOutput",
+    "export",
     "generator",
     "source_tokenizer",
     "target_tokenizer",
