@@ -153,6 +153,8 @@ class Engines(Mapping[str, Engine]):
     def _load(self, name: str) -> Engine:
         """The best that loads; what does not is not tried again."""
         candidates = self._candidates[name]
+        if isinstance(self.place, cuda.Gpu):
+            self.place.driver.trim()  # engines do not take from the pool
         while True:
             backend, variant = candidates[0]
             spec = self._bundle.manifest.graphs[name].of(variant)
@@ -177,6 +179,7 @@ class Engines(Mapping[str, Engine]):
             return
         sizes = [self._bundle.manifest.size(self.variant(name)[1].file) for name in self]
         needed = max(sizes) if self._memory == "low" else sum(sizes)
+        self.place.driver.trim()
         free, total = self.place.driver.memory()
         if needed > free:
             advice = "" if self._memory == "low" else '; memory "low" loads one after the other'

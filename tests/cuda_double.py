@@ -1,7 +1,8 @@
 """A double of `devices.driver.Driver` over the host's memory, to run the GPU's path without a GPU.
 
 Nothing happens when it is asked: streams keep what they are asked until somebody waits for it, so that whoever reads
-too early, or writes into what is still to be read, gets wrong numbers. Memory that is new or let go holds garbage.
+too early, or writes into what is still to be read, gets wrong numbers. Memory that is new or let go holds garbage, and
+what was let go stays in the pool until that is trimmed.
 Kernels are the shipped source in the emulator. A graph notes what a stream is asked, and asks it again.
 """
 
@@ -81,12 +82,20 @@ class Double:
         self.places: dict[int, int] = {}  # the bytes at each pointer that is in use
         self.streams: list[Stream] = []
         self.graphs = self.replays = self.syncs = 0
+        self.pool = 0  # the most bytes of the GPU's that were in use since it was trimmed
 
     def providers(self, stream: Stream) -> tuple[str, list[Any]]:
         return "cpu", ["CPUExecutionProvider"]
 
+    def here(self) -> None:
+        """There is no other."""
+
     def memory(self) -> tuple[int, int]:
-        return self.free - sum(self.places.values()), TOTAL
+        self.pool = max(self.pool, sum(self.places.values()))
+        return self.free - self.pool, TOTAL
+
+    def trim(self) -> None:
+        self.pool = sum(self.places.values())
 
     def stream(self) -> Stream:
         self.streams.append(Stream())
@@ -98,9 +107,11 @@ class Double:
     def allocate(self, count: int, stream: Stream) -> Memory:
         if stream.noted is not None:
             raise EngineError("memory is allocated while a graph is captured")
-        if count > self.memory()[0]:
+        if count > self.free - sum(self.places.values()):
             raise EngineError(f"a double has no {count:,} bytes")
-        return Memory(self, count, stream)
+        made = Memory(self, count, stream)
+        self.memory()
+        return made
 
     def pinned(self, count: int) -> Memory:
         return Memory(self, count, None)

@@ -2,7 +2,8 @@
 
 Its engine files name an ONNX graph, which ONNX Runtime computes. Its contexts mind what the real ones do, and more: an
 unknown name, a shape out of its profile, an address that is missing, activations without memory, and an output that is
-changed in place but lies elsewhere each end in an error; what is set again without a change is counted.
+changed in place but lies elsewhere each end in an error, as does a thread whose current GPU is another; what is set
+again without a change is counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ import onnxruntime as ort
 VERSION = "11.4.1"
 _NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
 STREAMS: dict[int, Callable[[Callable[[], None]], None]] = {}  # how to put work into a stream; without, it is done
+CURRENT: set[int] = set()  # the threads whose current GPU is the engines'
 _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
 
 
@@ -42,6 +45,11 @@ class TensorIOMode(enum.Enum):
     OUTPUT = 1
 
 
+class TensorLocation(enum.Enum):
+    DEVICE = 0
+    HOST = 1
+
+
 class EngineValidity(enum.Enum):
     VALID = 0
     INVALID = 2
@@ -59,6 +67,7 @@ class Runtime:
         self.log = log
 
     def deserialize_cuda_engine(self, data: Any) -> Engine | None:
+        assert threading.get_ident() in CURRENT
         document = json.loads(bytes(data))
         if "error" in document:
             self.log.log(ILogger.ERROR, document["error"])
@@ -78,8 +87,15 @@ class RtxRuntime(Runtime):
 
 class Engine:
     def __init__(
-        self, log: Any, onnx: str, profiles: list[dict[str, list[int]]], aliases: dict[str, str], whole: bool = True
+        self,
+        log: Any,
+        onnx: str,
+        profiles: list[dict[str, list[int]]],
+        aliases: dict[str, str],
+        whole: bool = True,
+        hosts: Sequence[str] = (),
     ) -> None:
+        self.hosts = hosts  # tensors whose values shapes follow from
         self.log, self.onnx, self.profiles, self.aliases, self.whole = log, onnx, profiles, aliases, whole
         self.session = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
         self.inputs = {each.name: each for each in self.session.get_inputs()}
@@ -99,6 +115,9 @@ class Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(dim if isinstance(dim, int) else -1 for dim in self.tensors[name].shape)
 
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation.HOST if name in self.hosts else TensorLocation.DEVICE
+
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return self.aliases.get(name)
 
@@ -108,6 +127,7 @@ class Engine:
     def create_execution_context(self, how: Any) -> Context:
         strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         assert strategy == "user managed"
+        assert threading.get_ident() in CURRENT
         self.contexts.append(Context(self, how))
         return self.contexts[-1]
 
@@ -277,6 +297,7 @@ def module(kind: str = "tensorrt") -> Any:
         __version__=VERSION,
         ILogger=ILogger,
         TensorIOMode=TensorIOMode,
+        TensorLocation=TensorLocation,
         Refitter=Refitter,
         OnnxParserRefitter=OnnxParserRefitter,
         Runtime=RtxRuntime if rtx else Runtime,

@@ -52,9 +52,10 @@ def load_onnx(
     file = bundle.onnx_file(variant.file)
     try:
         from mmrt.runtime.engines import onnx, onnx_cuda
-    except ModuleNotFoundError:
+    except (ImportError, OSError) as error:  # a library that it needs may be missing, or of another version
         extra = "cuda" if place.kind == "cuda" else "cpu"
-        raise EngineError(f"ONNX Runtime is not installed: pip install 'mmrt[{extra}]'") from None
+        what = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+        raise EngineError(f"ONNX Runtime {what}: pip install 'mmrt[{extra}]'") from None
     if isinstance(place, Gpu):
         return onnx_cuda.CudaOnnxEngine(graph, spec, file, place)
     return onnx.OnnxEngine(graph, spec, file, threads)

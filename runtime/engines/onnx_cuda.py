@@ -73,7 +73,8 @@ class CudaOnnxEngine(OnnxEngine):
             self._driver.sync(self._stream)
             for name, value in zip(self.outputs, binding.get_outputs(), strict=True):
                 array = device.empty(value.shape(), self.outputs[name].dtype)
-                self._driver.copy(array.pointer, value.data_ptr(), array.nbytes, self._stream)
+                if array.nbytes:
+                    self._driver.copy(array.pointer, value.data_ptr(), array.nbytes, self._stream)
                 found[name] = array
             self._driver.sync(self._stream)
 

@@ -93,7 +93,7 @@ class TensorRtEngine:
         spec: manifest.Graph,
         file: Path,
         build: manifest.Build,
-        place: Place,
+        place: Any,
         onnx: Path | None = None,
     ) -> None:
         """`onnx` has the weights of an engine that is stripped. Raises `EngineError` or `BundleError`."""
@@ -102,7 +102,7 @@ class TensorRtEngine:
         self.inputs: Mapping[str, manifest.Array] = specialised(spec.inputs, sizes)
         self.outputs: Mapping[str, manifest.Array] = specialised(spec.outputs, sizes)
         self._place = place
-        place.device()  # and this thread is now the GPU's
+        place.driver.here()
         self._runtime = library.module.Runtime(library.log)
         self._engine = self._deserialized(file)
         if onnx is not None:
@@ -127,6 +127,7 @@ class TensorRtEngine:
         if problem := mismatch(self.graph, "input", self.inputs, arrays, sizes):
             raise RequestError(problem)
         profile = self._profile(sizes)
+        self._place.driver.here()  # a request may go on in another thread than it began in
         context = self._take(device)
         bound = _Bound(self, context, device)
         shapes = {name: tuple(arrays[name].shape) for name in self.inputs}
@@ -183,6 +184,10 @@ class TensorRtEngine:
                 )
                 if DTYPES.get(kind) != spec.dtype or not fits:
                     raise BundleError(f"{file}: {side} {name!r} is {kind}{shape}, the manifest says {spec}")
+                if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+                    raise EngineError(
+                        f"{file}: shapes follow from the {side} {name!r}: {self._library} has it in the host's memory"
+                    )
 
     def _aliased(self) -> dict[str, str]:
         """The outputs that are inputs which the engine changes in place: caches."""

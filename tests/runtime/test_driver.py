@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ bindings = pytest.importorskip("cuda.bindings.driver")
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
-        ("Device", "compute_capability create_stream name set_current"),
-        ("DeviceMemoryResource", "allocate"),
+        ("Device", "compute_capability create_stream memory_resource name properties set_current"),
+        ("_device.DeviceProperties", "integrated"),
+        ("DeviceMemoryResource", "allocate handle"),
         ("LegacyPinnedMemoryResource", "allocate"),
         ("Buffer", "from_handle handle"),
         ("Stream", "create_graph_builder from_handle handle record sync wait"),
@@ -79,3 +82,77 @@ def test_why_a_gpu_cannot_be_used(
     monkeypatch.setattr(driver, "_library", lambda: found)
     with pytest.raises(EngineError, match=says):
         driver.Driver(index)
+
+
+# ---------------------------------------------------------------- cuda-core over no GPU
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Two GPUs, as far as they are opened; the list has one element, the number of this thread's, from 1, or 0."""
+    current = [0]
+
+    class Device:
+        compute_capability = SimpleNamespace(major=8, minor=7)
+        name = "a double"
+
+        def __init__(self, index: int) -> None:
+            self.index = index
+            self.memory_resource = None
+            self.properties = SimpleNamespace(integrated=index == 1)
+
+        def set_current(self) -> None:
+            current[0] = self.index + 1
+
+    monkeypatch.setattr(driver, "_library", lambda: library(13000, 2))
+    monkeypatch.setattr(core, "Device", Device)
+    monkeypatch.setattr(bindings, "cuCtxGetCurrent", lambda: (0, current[0]))
+    monkeypatch.setattr(bindings, "cuMemGetInfo", lambda: (0, current[0] << 20, 8 << 30))
+    return current
+
+
+def test_a_gpu_is_current_when_it_is_asked(gpus: list[int]) -> None:
+    first, second = driver.Driver(0), driver.Driver(1)
+    for gpu in (first, second, first):
+        gpu.memory()
+        assert gpus == [gpu.index + 1]
+    gpus[0] = 2  # by another library
+    assert first.memory() == (1 << 20, 8 << 30)
+
+
+def test_memory_that_is_the_hosts_too(gpus: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_MEMORY", tmp_path / "meminfo")
+    assert driver.Driver(1).memory() == (2 << 20, 8 << 30)
+    (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemFree: 2048 kB\nMemAvailable: 4194304 kB\n")
+    assert driver.Driver(1).memory() == (4 << 30, 8 << 30)
+    assert driver.Driver(0).memory() == (1 << 20, 8 << 30)
+
+
+def test_what_cuda_core_raises_is_an_engine_error(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = driver.Driver(0)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise core._utils.cuda_utils.CUDAError("CUDA_ERROR_DEVICE_UNAVAILABLE: busy")
+
+    stream = SimpleNamespace(sync=refuse, record=refuse, wait=refuse)
+    monkeypatch.setattr(core, "launch", refuse)
+    for work in (
+        lambda: opened.record(stream),
+        lambda: opened.wait(stream, None),
+        lambda: opened.sync(stream),
+        lambda: opened.launch(stream, None, (1, 1, 1), (32, 1, 1), 0, ()),
+    ):
+        with pytest.raises(EngineError, match="a double: CUDA_ERROR_DEVICE_UNAVAILABLE: busy"):
+            work()
+    monkeypatch.setattr(core.Device, "set_current", refuse)
+    with pytest.raises(EngineError, match="the GPU: CUDA_ERROR_DEVICE_UNAVAILABLE: busy"):
+        driver.Driver(1)
+
+
+@pytest.mark.parametrize(
+    ("strides", "like"),
+    [(None, True), ((12, 4, 1), True), ((1, 4, 1), True), ((12, 1, 3), False), ((24, 8, 1), False)],
+)
+def test_strides_of_dimensions_of_size_1_mean_nothing(strides: tuple[int, ...] | None, like: bool) -> None:
+    array = SimpleNamespace(shape=(1, 3, 4), strides=(12, 4, 1))
+    assert driver._contiguous(array, strides) == like  # type: ignore[arg-type]

@@ -100,6 +100,14 @@ def test_too_little_memory(double: Double, handmade: Path) -> None:
         load(handmade, device="cuda")
 
 
+def test_memory_that_the_pool_keeps_is_free_for_engines(double: Double, handmade: Path) -> None:
+    device = cuda.gpu(0).device()
+    device.empty((double.free - 1000,), np.uint8)
+    device.get(device.zeros((1,), np.uint8))
+    assert double.memory()[0] <= 1000
+    load(handmade, device="cuda")
+
+
 def test_the_next_engine_is_taken_where_one_does_not_load(
     double: Double, handmade: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,7 @@ class Gpu:
     def __init__(self, capability: tuple[int, int] = (8, 7)) -> None:
         self.driver = SimpleNamespace(
             capability=capability,
+            here=lambda: double.CURRENT.add(threading.get_ident()),
             enqueue=lambda stream, work: work(),
             record=lambda stream: ("event", stream),
             wait=lambda stream, event: self.waits.append((stream, event)),
@@ -85,6 +87,7 @@ def doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The double in place of both modules, and empty folders."""
     monkeypatch.setitem(sys.modules, "tensorrt", double.module("tensorrt"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", double.module("tensorrt-rtx"))
+    monkeypatch.setattr(double, "CURRENT", set())
     for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
 
@@ -299,6 +302,25 @@ def test_a_cache_is_changed_in_place(own: bool, tmp_path: Path, gpu: Gpu) -> Non
     assert (arrays["old"].values == (4 if own else 1)).all()
 
 
+def test_a_request_goes_on_in_another_thread(damaged: Path, gpu: Gpu) -> None:
+    put("tensorrt", Bundle(damaged), "denoiser")
+    engine, device = load("tensorrt", Bundle(damaged), "denoiser", gpu), gpu.device()
+    arrays = given(device)
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(engine.run, arrays, device).result()["prediction"].values
+    np.testing.assert_allclose(found, wanted(arrays), atol=1e-6)
+
+
+def test_an_engine_that_reads_from_the_hosts_memory_is_refused(damaged: Path, gpu: Gpu) -> None:
+    bundle = Bundle(damaged)
+    built = build(bundle, "denoiser")
+    file = content(bundle, "denoiser", built, damaged.parent / "built")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hosts": ["timestep"]}))
+    cache.put("denoiser", m.Variant(engine="tensorrt", precision="fp32", file="denoiser.engine", build=built), file)
+    with pytest.raises(mmrt.EngineError, match=r"shapes follow from the input 'timestep': TensorRT 11\.4\.1 has"):
+        load("tensorrt", bundle, "denoiser", gpu)
+
+
 def test_dimensions_of_one_size_are_fixed(damaged: Path, gpu: Gpu) -> None:
     put("tensorrt", Bundle(damaged), "text_encoder", (2, 2))
     engine = load("tensorrt", Bundle(damaged), "text_encoder", gpu)
@@ -510,6 +532,9 @@ def test_without_a_driver_the_real_library_says_so_in_one_line(tmp_path: Path, g
 
 class Prompt(Double):
     """A GPU whose libraries put their work into the stream when they are called, as TensorRT does."""
+
+    def here(self) -> None:
+        double.CURRENT.add(threading.get_ident())
 
     def stream(self) -> Any:
         made = super().stream()
