@@ -36,11 +36,16 @@ class Engine(Protocol):
         ...
 
     def bind(
-        self, arrays: Mapping[str, Array], into: Mapping[str, Array] = MappingProxyType({}), device: Device = cpu
+        self,
+        arrays: Mapping[str, Array],
+        into: Mapping[str, Array] = MappingProxyType({}),
+        device: Device = cpu,
+        last: Callable[[], None] | None = None,
     ) -> tuple[Callable[[], None], dict[str, Array]]:
         """A call that reads `arrays` where they lie and writes into the outputs returned, for loops; one thread's.
 
-        `into` gives some outputs their place, which may be an input's: the graph then changes that in place.
+        `into` gives some outputs their place, which may be an input's: the graph then changes that in place. `last` is
+        a call of this engine that is not used any more: this one may be made of it, and have outputs of its.
         """
         ...
 

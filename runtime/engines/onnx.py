@@ -63,33 +63,22 @@ class OnnxEngine:
         return named
 
     def bind(
-        self, arrays: Mapping[str, Array], into: Mapping[str, Array] = MappingProxyType({}), device: Device = cpu
+        self,
+        arrays: Mapping[str, Array],
+        into: Mapping[str, Array] = MappingProxyType({}),
+        device: Device = cpu,
+        last: Callable[[], None] | None = None,
     ) -> tuple[Callable[[], None], dict[str, Array]]:
         """See `Engine.bind`."""
         sizes = self._check(arrays)
+        bound = last if isinstance(last, _Bound) else _Bound(self._session, self._failed)
         outputs = {
-            name: into[name] if name in into else self._output(spec, sizes, device)
+            name: into[name] if name in into else bound.output(name, spec, sizes)
             for name, spec in self.outputs.items()
         }
         self._check_outputs(outputs, sizes)
-        bound: dict[int, ort.OrtValue] = {}  # an array on both sides is one value: that is what "in place" means to it
-
-        def value(array: AnyArray) -> ort.OrtValue:
-            return bound.setdefault(id(array), ort.OrtValue.ortvalue_from_numpy(array))
-
-        binding = self._session.io_binding()
-        for name in self.inputs:
-            binding.bind_ortvalue_input(name, value(arrays[name]))
-        for name, array in outputs.items():
-            binding.bind_ortvalue_output(name, value(array))
-
-        def call() -> None:
-            try:
-                self._session.run_with_iobinding(binding)
-            except Exception as error:
-                raise self._failed(error) from None
-
-        return call, outputs
+        bound.place({name: arrays[name] for name in self.inputs}, outputs)
+        return bound, outputs
 
     def _check(self, arrays: Mapping[str, Array]) -> dict[str, int]:
         """The sizes of the free dimensions."""
@@ -97,9 +86,6 @@ class OnnxEngine:
         if problem := mismatch(self.graph, "input", self.inputs, arrays, sizes):
             raise RequestError(problem)
         return sizes
-
-    def _output(self, spec: manifest.Array, sizes: Mapping[str, int], device: Device) -> Array:
-        return device.empty([sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape], spec.dtype)
 
     def _check_outputs(self, outputs: Mapping[str, Array], sizes: dict[str, int]) -> None:
         if problem := mismatch(self.graph, "output", self.outputs, outputs, sizes):
@@ -120,6 +106,45 @@ class OnnxEngine:
             )
             if _DTYPES.get(node.type) != spec.dtype or not sizes_fit:
                 raise BundleError(f"{file}: {side} {name!r} is {node.type}{node.shape}, the manifest says {spec}")
+
+
+class _Bound:
+    """A call of a session, and what is bound for it: that alone which changes is bound again."""
+
+    def __init__(self, session: ort.InferenceSession, failed: Callable[[Exception], EngineError]) -> None:
+        self._session, self._binding, self._failed = session, session.io_binding(), failed
+        self._inputs: dict[str, AnyArray] = {}
+        self._outputs: dict[str, AnyArray] = {}
+
+    def output(self, name: str, spec: manifest.Array, sizes: Mapping[str, int]) -> AnyArray:
+        """The array that is bound so far, if it has the shape, or a new one."""
+        shape, bound = shaped(spec, sizes), self._outputs.get(name)
+        return bound if bound is not None and bound.shape == shape else cpu.empty(shape, spec.dtype)
+
+    def place(self, inputs: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
+        """Say where all arrays lie. One on both sides is one value: that is what "in place" means to ONNX Runtime."""
+        values: dict[int, ort.OrtValue] = {}
+        for bind, bound, arrays in (
+            (self._binding.bind_ortvalue_input, self._inputs, inputs),
+            (self._binding.bind_ortvalue_output, self._outputs, outputs),
+        ):
+            for name, array in arrays.items():
+                if bound.get(name) is not array:
+                    if id(array) not in values:
+                        values[id(array)] = ort.OrtValue.ortvalue_from_numpy(array)
+                    bind(name, values[id(array)])
+                    bound[name] = array
+
+    def __call__(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise self._failed(error) from None
+
+
+def shaped(spec: manifest.Array, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of an array whose free dimensions have these sizes."""
+    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
 
 
 def _line(error: Exception) -> str:

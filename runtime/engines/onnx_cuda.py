@@ -24,7 +24,7 @@ import onnxruntime as ort
 from mmrt.runtime import manifest
 from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.devices.cuda import Cuda, DeviceArray, Gpu
-from mmrt.runtime.engines.onnx import OnnxEngine
+from mmrt.runtime.engines.onnx import OnnxEngine, shaped
 from mmrt.runtime.errors import EngineError
 
 
@@ -83,13 +83,17 @@ class CudaOnnxEngine(OnnxEngine):
         return found
 
     def bind(
-        self, arrays: Mapping[str, Array], into: Mapping[str, Array] = MappingProxyType({}), device: Device = cpu
+        self,
+        arrays: Mapping[str, Array],
+        into: Mapping[str, Array] = MappingProxyType({}),
+        device: Device = cpu,
+        last: Callable[[], None] | None = None,
     ) -> tuple[Callable[[], None], dict[str, Array]]:
         """See `Engine.bind`."""
         assert isinstance(device, Cuda)
         sizes = self._check(arrays)
         outputs = {
-            name: into[name] if name in into else self._output(spec, sizes, device)
+            name: into[name] if name in into else device.empty(shaped(spec, sizes), spec.dtype)
             for name, spec in self.outputs.items()
         }
         self._check_outputs(outputs, sizes)

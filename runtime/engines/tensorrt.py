@@ -120,7 +120,11 @@ class TensorRtEngine:
         return outputs
 
     def bind(
-        self, arrays: Mapping[str, Array], into: Mapping[str, Array] = MappingProxyType({}), device: Device = cpu
+        self,
+        arrays: Mapping[str, Array],
+        into: Mapping[str, Array] = MappingProxyType({}),
+        device: Device = cpu,
+        last: Callable[[], None] | None = None,
     ) -> tuple[Callable[[], None], dict[str, Array]]:
         """See `Engine.bind`."""
         sizes: dict[str, int] = {}

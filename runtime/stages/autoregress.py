@@ -24,6 +24,7 @@ from mmrt.runtime.stages.once import once
 from mmrt.runtime.transcript import Transcript
 
 _SMALLEST = 32  # places in the first buffers
+_FIRST = 64  # new tokens that the first buffers have room for, if so many may come
 _EARLY_STOPPING: Mapping[str, bool | str] = {"no": False, "yes": True, "never": "never"}
 
 
@@ -64,7 +65,7 @@ def _write(
         else search(rule, conditional, run.uniforms(), _stops(stage, run))
     )
     each = len(found.tokens) // sum(prompt[-1].size for prompt in conditional)
-    loop = _Loop(stage, engines, run, prompts, copies, each)
+    loop = _Loop(stage, engines, run, prompts, copies, each, rule.max_new_tokens)
     loop.prefill()
     rows = found if run.device.kind == "cuda" and isinstance(found, Rows) and not refusal(rule) else None
     if rows is not None:
@@ -166,7 +167,7 @@ def _prompts(stage: manifest.Autoregress, engines: Mapping[str, Engine], run: Ru
         prompts: list[Int64] = [np.zeros(0, np.int64)] * count
         for token in stage.prompt:
             if isinstance(token, str) and token in run.request.detected:
-                logits = _Loop(stage, engines, run, prompts, copies, each=1).first()
+                logits = _Loop(stage, engines, run, prompts, copies, each=1, new=1).first()
                 options: Int64 = np.array(run.request.detected[token], np.int64)
                 new = options[logits[:, options].argmax(axis=1)][:, None]
             else:
@@ -216,13 +217,17 @@ class _Loop:
         prompts: Sequence[Int64],
         copies: int,
         each: int,
+        new: int,
     ) -> None:
         self._stage, self._run, self._copies, self._each, self._device = stage, run, copies, each, run.device
         self._engines = {graph: engines[graph] for graph in stage.graphs}
         self._prompts = [prompt for prompt in prompts for _ in range(each)]
-        self._arrays = run.spread((name for graph in self._engines.values() for name in graph.inputs), copies, each)
+        given = run.spread((name for graph in self._engines.values() for name in graph.inputs), copies, each)
+        self._given = {graph: fitted(given, it.inputs, self._device.cast) for graph, it in self._engines.items()}
+        self._arrays: dict[str, Array] = {}  # of the loop itself
+        self._first = max(map(len, self._prompts)) - 1 + min(new, _FIRST)  # places that are wanted for sure
         self._length = self._capacity = 0  # of the longest row
-        self._width = 0  # tokens that the graphs are bound for
+        self._width = self._size = 0  # tokens that the graphs are bound for: of a row, of all
         self._calls: dict[str, Callable[[], None]] = {}
         specs = {name: spec for engine in self._engines.values() for name, spec in engine.inputs.items()}
         rows = len(self._prompts)
@@ -257,7 +262,7 @@ class _Loop:
         if self._length == self._capacity or self._width != 1:
             self._bind(self._length + 1, 1)
         assert self._tokens is not None
-        self._tokens.write(tokens * (math.prod(self._arrays["tokens"].shape) // len(tokens)))
+        self._tokens.write(tokens * (self._size // len(tokens)))
         self._positions.write(self._places)
         self._run_graphs()
         self._places = [place + 1 for place in self._places]
@@ -316,7 +321,7 @@ class _Loop:
 
     def _bind(self, end: int, width: int) -> None:
         arrays, rows = self._arrays, len(self._prompts)
-        while end > self._capacity:
+        while max(end, self._first) > self._capacity:
             self._capacity = max(2 * self._capacity, self._least)
         for name in self._stage.caches:
             if arrays[name].shape[2] < self._capacity:
@@ -324,12 +329,13 @@ class _Loop:
         if width != self._width:
             arrays["tokens"] = self._device.empty((rows, width, *self._prompts[0].shape[1:]), np.int64)
             self._tokens, self._width = self._device.numbers(arrays["tokens"]), width
+            self._size = math.prod(arrays["tokens"].shape)
         for graph, engine in self._engines.items():
             into: dict[str, Array] = {
                 new: arrays[old] for old, new in self._stage.caches.items() if new in engine.outputs
             }
-            given = fitted(arrays, engine.inputs, self._device.cast)
-            self._calls[graph], outputs = engine.bind(given, into, self._device)
+            given, last = self._given[graph] | arrays, self._calls.get(graph)
+            self._calls[graph], outputs = engine.bind(given, into, self._device, last)
             arrays |= {name: array for name, array in outputs.items() if name not in into}
         for name in ("logits", "likeliest"):
             if name in arrays and len(arrays[name]) != rows:

@@ -30,7 +30,7 @@ class Engine:
         self.lengths: list[int] = []
 
     def bind(
-        self, arrays: Mapping[str, Any], into: Mapping[str, Any], device: Any
+        self, arrays: Mapping[str, Any], into: Mapping[str, Any], device: Any, last: Any
     ) -> tuple[Callable[[], None], dict[str, Any]]:
         self.lengths.append(arrays["key"].shape[2])
         logits = np.zeros((len(arrays["tokens"]), 8), np.float32)
