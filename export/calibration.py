@@ -67,7 +67,11 @@ class _Recorded:
         return outputs
 
     def bind(
-        self, arrays: Mapping[str, Array], into: Mapping[str, Array] = MappingProxyType({}), device: Device = cpu
+        self,
+        arrays: Mapping[str, Array],
+        into: Mapping[str, Array] = MappingProxyType({}),
+        device: Device = cpu,
+        last: Callable[[], None] | None = None,
     ) -> tuple[Callable[[], None], dict[str, Array]]:
         call, outputs = self._engine.bind(arrays, into, device)
         read = {name: arrays[name] for name in self.inputs}

@@ -73,8 +73,7 @@ class OnnxEngine:
         sizes = self._check(arrays)
         bound = last if isinstance(last, _Bound) else _Bound(self._session, self._failed)
         outputs = {
-            name: into[name] if name in into else bound.output(name, spec, sizes)
-            for name, spec in self.outputs.items()
+            name: into[name] if name in into else bound.output(name, spec, sizes) for name, spec in self.outputs.items()
         }
         self._check_outputs(outputs, sizes)
         bound.place({name: arrays[name] for name in self.inputs}, outputs)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -41,16 +42,17 @@ class Run:
     segments: list[list[Segment]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     first_token: float | None = None  # seconds until it was chosen
-    noise: list[Noise] = field(default_factory=list)  # of each result, from its seed
     lengths: dict[str, Int64] = field(default_factory=dict)  # of arrays of ids: how many of a row are its own
 
-    def __post_init__(self) -> None:
-        self.noise = self.noise or [GENERATORS[self.request.noise](seed) for seed in self.request.seeds]
+    @cached_property
+    def noise(self) -> list[Noise]:
+        """Of each result, from its seed."""
+        return [GENERATORS[self.request.noise](seed) for seed in self.request.seeds]
 
     def part(self, results: Sequence[int]) -> Run:
         """Some of the results as a run of their own: each for itself, with what was named, drawn and timed so far."""
         seeds = tuple(self.request.seeds[index] for index in results)
-        return Run(
+        part = Run(
             replace(self.request, batch=len(results), count=1, seeds=seeds),
             self.detokenizer,
             self.device,
@@ -58,8 +60,9 @@ class Run:
             {name: rows[-self.request.batch :][results] for name, rows in self.rows.items()},
             self.marks,
             started=self.started,
-            noise=[self.noise[index] for index in results],
         )
+        part.noise = [self.noise[index] for index in results]
+        return part
 
     def put(self, name: str, array: Array, rows: Int64 | None) -> None:
         """Name an array of the device; without rows it is the whole request's. Raises `BundleError` where it has not
@@ -132,7 +135,10 @@ class Run:
 
     def uniforms(self) -> list[Callable[[], float]]:
         """For each result, a function that draws from [0, 1)."""
-        return [noise.uniform for noise in self.noise]
+        return [partial(self._uniform, index) for index in range(self.request.batch)]
+
+    def _uniform(self, index: int) -> float:
+        return self.noise[index].uniform()
 
     def shape(self, shape: Shape) -> tuple[int, ...]:
         """A manifest's shape for this request, less its first dimension, the batch."""

@@ -34,7 +34,7 @@ TEXTS = [
     "",
     "zażółć gęślą",
 ]
-LENGTHS = (1, 31, 70)  # the buffers have 32 places, then 64, then 128
+LENGTHS = (1, 31, 70)  # the buffers have 32 places, or 64 at first and then 128
 CAPTIONERS = ("BLIP", "GIT")
 
 

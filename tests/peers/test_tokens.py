@@ -35,7 +35,13 @@ TEXTS = [
     "",
     "Zażółć gęślą jaźń, שלום, 你好！ 👍🏾",  # noqa: RUF001
 ]
-LENGTHS = (1, 31, 100)  # the buffers have 32 places, then 64, then 128
+LENGTHS = (1, 31, 100)  # the buffers have 32 places, or 64 at first and then 128
+DRAWN: list[dict[str, Any]] = [  # of tokens that may come
+    {"temperature": 1.5, "top_k": 8},
+    {"temperature": 2.5, "top_p": 0.6, "top_k": 0},
+    {"temperature": 2.0, "min_p": 0.05, "top_k": 12},
+    {"temperature": 0.7, "typical_p": 0.5, "top_k": 0},
+]
 LANGUAGES: dict[str, list[dict[str, str]]] = {
     "mBART": [
         {"source_language": "ro_RO", "target_language": "de_DE"},
@@ -220,8 +226,8 @@ def test_a_long_text(sources: Callable[[str], Source]) -> None:
         assert all(len(each.tokens) > 390 for each in found)
 
 
-def test_up_to_the_models_room(sources: Callable[[str], Source]) -> None:
-    source = sources("BART")
+def test_up_to_the_models_room(source: Source) -> None:
+    """To the last of the decoder's positions, where it has so many; else well past them."""
     options: dict[str, Any] = {"max_new_tokens": POSITIONS - 1, "min_new_tokens": POSITIONS - 1}
     found = source.ours(source.prompts(2), beams=1, **options)
     assert found == source.theirs(source.prompts(2), num_beams=1, **options)
@@ -277,6 +283,28 @@ def test_drawn_tokens_are_the_seeds(bart: Source, options: dict[str, Any]) -> No
     assert bart.ours({"text": TEXTS}, seed=8, **drawn) != found
     alone = [bart.ours({"text": text}, seed=7 + row, **drawn)[0] for row, text in enumerate(TEXTS)]
     assert alone == found
+
+
+@pytest.mark.parametrize("options", DRAWN)
+def test_drawn_tokens_are_distributed_as_transformers_says(sources: Callable[[str], Source], options: Any) -> None:
+    """Pearson's chi square of 2,000 texts' first tokens, over those that are expected five times or more."""
+    source, text, draws = sources("BART, nothing forced"), TEXTS[1], 2000
+    with quiet(), torch.no_grad():
+        encoded = source.tokenizer([text], return_tensors="pt")
+        start = torch.tensor([[source.model.generation_config.decoder_start_token_id]])
+        scores = source.model(**encoded, decoder_input_ids=start).logits[:, -1]
+        for warper in source.model._get_logits_processor(transformers.GenerationConfig(do_sample=True, **options)):
+            scores = warper(start, scores)
+    expected = draws * scores.softmax(-1)[0].double().numpy()
+    found = source.ours({"text": [text] * draws}, max_new_tokens=1, beams=1, seed=0, **options)
+    drawn = np.bincount([each.tokens[0] for each in found], minlength=len(expected))
+    assert not drawn[expected == 0].any()
+    often = expected >= 5
+    assert often.sum() > 2
+    pooled = [np.append(each[often], each[~often].sum()) for each in (drawn, expected)]
+    chi_square = ((pooled[0] - pooled[1]) ** 2 / np.maximum(pooled[1], 1)).sum()
+    freedom = often.sum()
+    assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
 
 
 def test_several_drawn_texts_of_one_prompt(bart: Source) -> None:
@@ -355,6 +383,7 @@ def test_many_threads_on_one_pipeline(sources: Callable[[str], Source]) -> None:
 ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {  # bundle, request, what the message says
     "too long": ("BART", {"text": "many words " * 200}, r"text has \d+ tokens, at most 128"),
     "no text": ("BART", {}, "text is missing"),
+    "no longer a picture": ("ViT, BERT", {"image": __file__}, "not a picture that can be read"),
     "no picture": ("ViT, BERT", {}, "image is missing"),
     "not a picture": ("ViT, BERT", {"image": "no/such.png"}, "no such file"),
     "unknown language": ("NLLB", {"text": "a", "target_language": "xxx_Latn"}, "target_language is 'xxx_Latn'"),
@@ -372,6 +401,13 @@ def test_errors(sources: Callable[[str], Source], name: str) -> None:
     with pytest.raises(RequestError, match=message) as error:
         sources(bundle).pipeline.generate(**request)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_a_hundred_megapixels(sources: Callable[[str], Source], tmp_path: Path) -> None:
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    with pytest.raises(RequestError, match=r"large\.png: more than [0-9,]+ pixels, too large a picture"):
+        sources("ViT, BERT").pipeline.generate(image=tmp_path / "large.png")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (301, 2)])

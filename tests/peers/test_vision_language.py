@@ -35,7 +35,7 @@ QUESTIONS = [
     "",
     "Zażółć gęślą jaźń, 你好！ 👍🏾",  # noqa: RUF001
 ]
-LENGTHS = (1, 20, 100)  # the shortest prompt has 30 tokens or fewer; the buffers 32 places, 64, 128 and 256
+LENGTHS = (1, 20, 100)  # the prompts have 30 tokens and more; the buffers 64 places, 128 and 256
 
 
 class Source:
@@ -108,6 +108,19 @@ def test_greedy_and_beams(source: Source) -> None:
     assert early
     assert len(every) > 3
     assert max(len({*tokens}) for tokens in every) > 3
+
+
+def test_up_to_the_models_room(source: Source) -> None:
+    """The buffers grow twice."""
+    most = source.pipeline.manifest.inputs["max_new_tokens"]
+    assert isinstance(most, mmrt.runtime.manifest.Int)
+    with pytest.raises(RequestError, match=r"room for \d+") as refused:
+        source.ours(QUESTIONS[:1], pictures()[:1], max_new_tokens=most.max)
+    room = int(str(refused.value).split()[-1])
+    given = QUESTIONS[:1], pictures()[:1]
+    found = source.ours(*given, beams=1, max_new_tokens=room, min_new_tokens=room)
+    assert found == source.theirs(*given, max_new_tokens=room, min_new_tokens=room)
+    assert len(found[0]) == room > 128
 
 
 def test_one_picture_and_many_questions(source: Source) -> None:

@@ -27,7 +27,7 @@ from mmrt.runtime.errors import RequestError  # noqa: E402
 from mmrt.runtime.events import Done, Token  # noqa: E402
 
 torch.set_num_threads(1)
-LENGTHS = (1, 31, 100)  # the buffers have 32 places, then 64, then 128
+LENGTHS = (1, 31, 100)  # the buffers have 32 places, or 64 at first and then 128
 
 
 def recordings(count: int = 4) -> list[Any]:
@@ -297,6 +297,8 @@ def test_subtitles_on_the_command_line(sources: Callable[[str], Source], tmp_pat
 
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {  # request, what the message says
     "none": ({}, "audio is missing"),
+    "no samples": ({"audio": np.zeros(0, np.float32)}, "has no samples"),
+    "no recording": ({"audio": __file__}, "not a recording"),
     "too long": ({"audio": (np.zeros(3601 * 1000, np.float32), 1000)}, r"audio is 3601 s long, at most 3600 s"),
     "long, without timestamps": (
         {"audio": np.zeros(SECONDS * RATE + 1, np.float32), "timestamps": "no"},

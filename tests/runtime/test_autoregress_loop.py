@@ -41,17 +41,28 @@ class Engine:
         return call, {"logits": logits, **into}
 
 
-def loop(engine: Engine, prompt: int) -> _Loop:
+def loop(engine: Engine, prompt: int, new: int) -> _Loop:
     run: Any = SimpleNamespace(spread=lambda *_: {}, device=cpu, marks=[])
-    return _Loop(STAGE, {"step": engine}, run, [np.zeros(prompt, np.int64)] * 2, copies=1, each=1)
+    return _Loop(STAGE, {"step": engine}, run, [np.zeros(prompt, np.int64)] * 2, copies=1, each=1, new=new)
 
 
-@pytest.mark.parametrize(("capacity", "lengths"), [("capacity", [32, 32, 64]), (64, [64, 64])])
-def test_caches_have_the_length_that_an_engine_fixed(capacity: int | str, lengths: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("capacity", "new", "lengths"),
+    [
+        ("capacity", 1, [32, 32]),
+        ("capacity", 13, [32, 32]),
+        ("capacity", 14, [64, 64]),
+        ("capacity", 170, [128, 128, 256]),  # so many may come, but most texts end before
+        (64, 31, [64, 64]),
+    ],
+)
+def test_caches_have_room_for_the_first_tokens_or_the_length_that_an_engine_fixed(
+    capacity: int | str, new: int, lengths: list[int]
+) -> None:
     engine = Engine(capacity)
-    running = loop(engine, prompt=20)
+    running = loop(engine, prompt=20, new=new)
     running.prefill()
-    for before in range(19, 50):
+    for before in range(19, 19 + new):
         assert running.step([0, 0]) is None
         assert (running.logits() == before).all()
     assert engine.lengths == lengths

@@ -46,6 +46,25 @@ def test_two_bindings_of_an_engine_do_not_meet(pipeline: Pipeline) -> None:
     np.testing.assert_allclose(found_second["prediction"], bundles.denoise(**second), atol=1e-6)
 
 
+def test_a_binding_made_of_the_last_one(pipeline: Pipeline) -> None:
+    """What changed is read from its new place, the rest from where it lay; the outputs stay where they fit."""
+    engine, given = pipeline.engines["denoiser"], arrays()
+    call, outputs = engine.bind(given)
+    kept = outputs["prediction"]
+    larger = {"latents": np.ones((2, 4, 6, 5), np.float32)}
+    for changed in (arrays(timestep=np.array([900, 800], np.float32)), given | larger, given):
+        call, outputs = engine.bind(changed, last=call)
+        assert (outputs["prediction"] is kept) == (changed["latents"].shape == kept.shape)
+        kept = outputs["prediction"]
+        for context in (CONTEXT, -CONTEXT):
+            changed["context"] = context.copy()
+            call, outputs = engine.bind(changed, {"prediction": kept}, last=call)
+            call()
+            np.testing.assert_allclose(kept, bundles.denoise(**changed), atol=1e-6)
+    with pytest.raises(mmrt.RequestError, match="'timestep' is float32"):
+        engine.bind(arrays(timestep=np.zeros(3, np.float32)), last=call)
+
+
 @pytest.mark.parametrize("way", ["run", "bind"])
 @pytest.mark.parametrize(
     ("changes", "says"),
