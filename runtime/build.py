@@ -62,7 +62,8 @@ def _onnx(graph: str, spec: m.Graph) -> m.Variant:
 
 
 def _capabilities(kind: Kind) -> tuple[str, ...]:
-    """The GPUs to build for. TensorRT-RTX needs none, and builds for one of 7.5 alone."""
+    """The GPUs to build for. TensorRT-RTX needs none, and for one that it does not build for together with others, such
+    as of 7.5, alone."""
     try:
         place: Any = cuda.gpu(0)
     except EngineError as error:
@@ -70,4 +71,4 @@ def _capabilities(kind: Kind) -> tuple[str, ...]:
             raise EngineError(f"TensorRT builds for the GPU of this machine: {error}") from None
         return builder.CAPABILITIES
     own = "{}.{}".format(*place.driver.capability)
-    return builder.CAPABILITIES if kind == "tensorrt-rtx" and own != "7.5" else (own,)
+    return builder.CAPABILITIES if kind == "tensorrt-rtx" and own in builder.CAPABILITIES else (own,)

@@ -52,7 +52,7 @@ def build(
     _parse(library, graph, network, onnx, fixed(wanted))
     _compare(library, graph, network, spec, fixed(wanted))
     _allow_decomposing(trt, network)
-    config = builder.create_builder_config()
+    config = _config(trt, builder)
     for profile in wanted.profiles:
         config.add_optimization_profile(_profile(library, graph, builder, spec, profile))
     if wanted.stripped:
@@ -138,6 +138,13 @@ def _allow_decomposing(trt: Any, network: Any) -> None:
         if layer.type == trt.LayerType.ATTENTION_OUTPUT:
             layer.__class__ = trt.IAttentionOutputLayer  # what the bindings give is an ILayer
             layer.attention.decomposable = True
+
+
+def _config(trt: Any, builder: Any) -> Any:
+    """Where the graph says fp32, its engine keeps to it: those who want speed take fp16."""
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # it rounds to 10 bits, and is on unless this is said
+    return config
 
 
 def _profile(library: Library, graph: str, builder: Any, spec: manifest.Graph, sizes: manifest.Sizes) -> Any:

@@ -27,6 +27,8 @@ from mmrt.runtime.devices.cuda import Cuda, DeviceArray, Gpu
 from mmrt.runtime.engines.onnx import OnnxEngine, shaped
 from mmrt.runtime.errors import EngineError
 
+_LOADING = threading.Lock()  # graphs are loaded at the same time, and `_preload` turns the process's output away
+
 
 class CudaOnnxEngine(OnnxEngine):
     """A graph in an ONNX Runtime session on a GPU; arrays are `DeviceArray`s."""
@@ -34,8 +36,8 @@ class CudaOnnxEngine(OnnxEngine):
     def __init__(self, graph: str, spec: manifest.Graph, file: Path, place: Gpu) -> None:
         """Raises `EngineError` or `BundleError`."""
         self._driver = place.driver
-        self._stream = place.driver.stream()
-        self._memory, providers = place.driver.providers(self._stream)
+        stream = place.driver.stream()
+        self._memory, providers = place.driver.providers(stream)
         self._lock = threading.Lock()
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         if wanted not in ort.get_available_providers():
@@ -43,7 +45,8 @@ class CudaOnnxEngine(OnnxEngine):
                 f"ONNX Runtime {ort.__version__} is here without {wanted}: pip uninstall onnxruntime, then "
                 "pip install 'mmrt[cuda]'"
             )
-        missing = _preload()
+        with _LOADING:
+            missing = _preload()
         ort.set_default_logger_severity(4)  # why a provider cannot be loaded is said below, in one line
         super().__init__(graph, spec, file, providers=providers)
         if self._session.get_providers()[0] != wanted:  # it goes on without one that it cannot load
@@ -51,6 +54,7 @@ class CudaOnnxEngine(OnnxEngine):
                 f"ONNX Runtime {ort.__version__} cannot load its {wanted}: CUDA's libraries or cuDNN are missing or of "
                 f"another version{missing}: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
+        self._stream = stream  # behind the session, which goes before it when the engine does
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 

@@ -79,3 +79,14 @@ def test_an_old_gpu_has_engines_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cuda, "gpu", lambda index: turing)
     assert _capabilities("tensorrt-rtx") == ("7.5",)
     assert _capabilities("tensorrt") == ("7.5",)
+
+
+def test_for_a_gpu_that_the_library_does_not_know_nothing_is_built(
+    handmade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    hopper = SimpleNamespace(driver=SimpleNamespace(capability=(9, 0)))
+    monkeypatch.setattr(cuda, "gpu", lambda index: hopper)
+    with pytest.raises(mmrt.EngineError, match=r"builds for no GPU of compute capability 9\.0; it does for 7\.5, 8\.0"):
+        list(build(Bundle(handmade), "tensorrt-rtx"))
+    assert not list((folders.cache() / "engines").glob("*"))

@@ -46,6 +46,13 @@ def test_graphs_become_engines(graph: str, handmade: Path, library: Library, tmp
     assert (tmp_path / "engine").stat().st_size > 10_000
 
 
+def test_fp32_is_not_rounded(library: Library) -> None:
+    trt = library.module
+    made = trt.Builder(library.log)
+    assert made.create_builder_config().get_flag(trt.BuilderFlag.TF32)  # as the library has it
+    assert not builder._config(trt, made).get_flag(trt.BuilderFlag.TF32)
+
+
 def build(
     library: Library, target: Path, spec: m.Graph, sizes: m.Sizes, nodes: list[onnx.NodeProto], **more: object
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
+import time
 import warnings
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from emulation import COMPILER, Emulator
 
 from mmrt.runtime import engines, samplers, selection
 from mmrt.runtime.devices import cpu, cuda, driver
-from mmrt.runtime.engines import Backend
+from mmrt.runtime.engines import Backend, onnx_cuda
 from mmrt.runtime.errors import EngineError, RequestError
 from mmrt.runtime.events import Done, Step
 from mmrt.runtime.pipeline import Pipeline, load
@@ -166,6 +169,30 @@ def test_what_cannot_be_captured_goes_on_without_a_graph(
     assert {str(each.message) for each in said} <= {
         "a double: a CUDA graph cannot be captured: because; it goes on without one"
     }
+
+
+def test_the_output_is_there_after_graphs_were_loaded_at_the_same_time(
+    double: Double, handmade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime prints which of CUDA's libraries it misses; that is caught, and nothing else."""
+    told: list[str] = []
+
+    def load_libraries(directory: str) -> None:
+        told.append(directory)
+        time.sleep(0.1)
+        print("Failed to load libcudnn.so.9: not here")
+
+    monkeypatch.setattr(
+        onnx_cuda.ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnx_cuda.ort, "preload_dlls", load_libraries, raising=False)
+    monkeypatch.setattr(onnx_cuda, "_preload", cache(onnx_cuda._preload.__wrapped__))
+    monkeypatch.setattr(selection, "ENGINES", {"onnx": engines.ENGINES["onnx"]})
+    before = sys.stdout
+    load(handmade, device="cuda")
+    assert sys.stdout is before
+    assert told == [""]
+    assert onnx_cuda._preload() == " (libcudnn.so.9)"
 
 
 def test_receipts(on_gpu: Pipeline) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import mmrt
-from mmrt.runtime.build import build
+from mmrt.runtime.build import _capabilities, build
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import cuda, driver
+from mmrt.runtime.engines.builder import _capability
 from mmrt.runtime.engines.nvidia import Kind, Library
 from mmrt.runtime.receipt import replay
 
@@ -23,7 +24,10 @@ def test_pictures_and_receipts(kind: Kind, handmade: Path, monkeypatch: pytest.M
     monkeypatch.setattr(driver, "_library", LIBRARY)
     try:
         cuda.gpu(0)
-        Library(kind)
+        library = Library(kind)
+        if kind == "tensorrt-rtx":
+            for capability in _capabilities(kind):
+                _capability(library, capability)
     except mmrt.EngineError as error:
         pytest.skip(str(error))
     for _ in build(Bundle(handmade), kind):
