@@ -197,7 +197,7 @@ def completions(model: Any, ids: Any, rules: Rules, **options: Any) -> list[Comp
         rows = found.advance(output.logits[:, -1].numpy())
         if rows is not None:
             texts = texts[rows]
-        texts = torch.cat([texts, torch.from_numpy(found.tokens)[:, None]], 1)
+        texts = torch.cat([texts, torch.tensor(found.tokens)[:, None]], 1)
     return found.results()
 
 
