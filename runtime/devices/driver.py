@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -263,18 +264,20 @@ class Driver:
         Raises `EngineError` where something in it cannot be noted.
         """
         self.here()
-        builder = stream.create_graph_builder()
+        relaxed = self._bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED  # others mind what is freed too
         try:
-            builder.begin_building("relaxed")  # the strict modes also mind what is freed meanwhile
+            self._done(self._bindings.cuStreamBeginCapture(stream.handle, relaxed))
             try:
                 work()
-            finally:
-                builder.end_building()
-            graph = builder.complete()
-            graph.upload(stream)
+            except BaseException:
+                _, graph = self._bindings.cuStreamEndCapture(stream.handle)
+                if graph is not None:
+                    self._bindings.cuGraphDestroy(graph)
+                raise
+            (graph,) = self._done(self._bindings.cuStreamEndCapture(stream.handle))
+            return _Graph(self, graph, stream)
         except Exception as error:
             raise EngineError(f"{self.name}: a CUDA graph cannot be captured: {error}") from None
-        return lambda: self._replay(graph, stream)
 
     @_told
     def lend(self, array: DeviceArray, stream: Any, reader: int | None, options: dict[str, Any]) -> object:
@@ -303,11 +306,6 @@ class Driver:
             )
         return made
 
-    @_told
-    def _replay(self, graph: Any, stream: Any) -> None:
-        self.here()
-        graph.launch(stream)
-
     def _current(self) -> int:
         (context,) = self._done(self._bindings.cuCtxGetCurrent())
         return int(context)
@@ -321,3 +319,28 @@ class Driver:
     def _failed(self, code: Any) -> NoReturn:
         _, text = self._bindings.cuGetErrorString(code)
         raise EngineError(f"{self.name}: {text.decode() if text else code}")
+
+
+class _Graph:
+    """A CUDA graph, launched into its stream.
+
+    Not cuda-core's, whose builder ends the process where a capture failed: it destroys a graph that is no more.
+    """
+
+    def __init__(self, driver: Driver, graph: Any, stream: Any) -> None:
+        self._driver, self._stream, self._own = driver, stream, None
+        bindings = driver._bindings
+        try:
+            (self._own,) = driver._done(bindings.cuGraphInstantiate(graph, 0))
+            driver._done(bindings.cuGraphUpload(self._own, stream.handle))
+        finally:
+            bindings.cuGraphDestroy(graph)
+
+    def __call__(self) -> None:
+        self._driver.here()
+        self._driver._done(self._driver._bindings.cuGraphLaunch(self._own, self._stream.handle))
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at the interpreter's end there may be no driver left
+            if self._own is not None:
+                self._driver._bindings.cuGraphExecDestroy(self._own)

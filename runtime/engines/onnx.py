@@ -45,7 +45,7 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what it would log as errors, its exceptions say
         try:
-            self._session = ort.InferenceSession(str(file), options, providers=list(providers))
+            self._session = ort.InferenceSession(self._model(file, options), options, providers=list(providers))
         except Exception as error:  # its exceptions share no base but this
             raise EngineError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {_line(error)}") from None
         self._compare(file, "input", self._session.get_inputs(), spec.inputs)
@@ -78,6 +78,10 @@ class OnnxEngine:
         self._check_outputs(outputs, sizes)
         bound.place({name: arrays[name] for name in self.inputs}, outputs)
         return bound, outputs
+
+    def _model(self, file: Path, options: ort.SessionOptions) -> str | bytes:
+        """The file's name, or its bytes as they are loaded."""
+        return str(file)
 
     def _check(self, arrays: Mapping[str, Array]) -> dict[str, int]:
         """The sizes of the free dimensions."""

@@ -25,6 +25,7 @@ from mmrt.runtime import manifest
 from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.devices.cuda import Cuda, DeviceArray, Gpu
 from mmrt.runtime.engines.onnx import OnnxEngine, shaped
+from mmrt.runtime.engines.onnx_file import drop_attribute
 from mmrt.runtime.errors import EngineError
 
 _LOADING = threading.Lock()  # graphs are loaded at the same time, and `_preload` turns the process's output away
@@ -109,6 +110,15 @@ class CudaOnnxEngine(OnnxEngine):
             self._enqueue(binding, device)
 
         return call, outputs
+
+    def _model(self, file: Path, options: ort.SessionOptions) -> str | bytes:
+        """Without a wish for Attention's softmax, which the provider refuses at every call: on a GPU it is in fp32."""
+        whole = file.read_bytes()
+        model = drop_attribute(whole, "softmax_precision")
+        if model == whole:
+            return str(file)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+        return model
 
     def _binding(self, arrays: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> Any:
         binding = self._session.io_binding()

@@ -14,13 +14,16 @@ from typing import Any
 import bundles
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from cuda_double import Double, load_captured
 from emulation import COMPILER, Emulator
+from onnx import TensorProto, helper, numpy_helper
 
-from mmrt.runtime import engines, samplers, selection
+from mmrt.runtime import engines, manifest, samplers, selection
 from mmrt.runtime.devices import cpu, cuda, driver
 from mmrt.runtime.engines import Backend, onnx_cuda
+from mmrt.runtime.engines.onnx import OnnxEngine
 from mmrt.runtime.errors import EngineError, RequestError
 from mmrt.runtime.events import Done, Step
 from mmrt.runtime.pipeline import Pipeline, load
@@ -193,6 +196,38 @@ def test_the_output_is_there_after_graphs_were_loaded_at_the_same_time(
     assert sys.stdout is before
     assert told == [""]
     assert onnx_cuda._preload() == " (libcudnn.so.9)"
+
+
+def test_attention_is_told_nothing_that_the_provider_refuses(
+    double: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Attention", ["h"] * 3, ["y"], q_num_heads=2, kv_num_heads=2, softmax_precision=1),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8]) for name in "xy")
+    weights = np.random.default_rng(5).normal(size=(8, 8)).astype(np.float32)
+    made = helper.make_graph(nodes, "attention", [x], [y], [numpy_helper.from_array(weights, "w")])
+    file = tmp_path / "attention.onnx"
+    made = helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save(made, file, save_as_external_data=True, location="weights", size_threshold=0)
+    array = manifest.Array(dtype="float32", shape=(1, 3, 8))
+    variant = manifest.Variant(engine="onnx", precision="fp32", file="attention.onnx")
+    spec = manifest.Graph(inputs={"x": array}, outputs={"y": array}, variants=(variant,))
+    wanted = OnnxEngine("attention", spec, file)
+    given: list[Any] = []
+    session = onnx_cuda.ort.InferenceSession
+    monkeypatch.setattr(
+        onnx_cuda.ort,
+        "InferenceSession",
+        lambda model, *rest, **more: given.append(model) or session(model, *rest, **more),
+    )
+    engine, device = onnx_cuda.CudaOnnxEngine("attention", spec, file, cuda.gpu(0)), cuda.gpu(0).device()
+    attention = onnx.ModelProto.FromString(given[0]).graph.node[1]
+    assert sorted(each.name for each in attention.attribute) == ["kv_num_heads", "q_num_heads"]
+    values = np.random.default_rng(6).normal(size=(1, 3, 8)).astype(np.float32)
+    found = device.get(engine.run({"x": device.put(values)}, device)["y"])
+    np.testing.assert_allclose(found, wanted.run({"x": values})["y"], rtol=1e-5, atol=1e-6)
 
 
 def test_receipts(on_gpu: Pipeline) -> None:

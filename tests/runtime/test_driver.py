@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,9 @@ bindings = pytest.importorskip("cuda.bindings.driver")
         ("DeviceMemoryResource", "allocate handle"),
         ("LegacyPinnedMemoryResource", "allocate"),
         ("Buffer", "from_handle handle"),
-        ("Stream", "create_graph_builder from_handle handle record sync wait"),
+        ("Stream", "from_handle handle record sync wait"),
         ("Event", "is_done sync __sub__"),
         ("ObjectCode", "from_fatbin get_kernel"),
-        ("graph.GraphBuilder", "begin_building complete end_building"),
-        ("graph.Graph", "launch upload"),
         ("utils.StridedMemoryView", "__dlpack__ device_id from_buffer from_dlpack ptr shape strides"),
     ],
 )
@@ -147,6 +146,45 @@ def test_what_cuda_core_raises_is_an_engine_error(gpus: list[int], monkeypatch: 
     monkeypatch.setattr(core.Device, "set_current", refuse)
     with pytest.raises(EngineError, match="the GPU: CUDA_ERROR_DEVICE_UNAVAILABLE: busy"):
         driver.Driver(1)
+
+
+@pytest.mark.parametrize("fails", ["", "cuStreamEndCapture", "cuGraphInstantiate", "work"])
+def test_what_is_captured_is_let_go(fails: str, gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture that failed has no graph, and destroying one then ends the process."""
+    asked: list[tuple[object, ...]] = []
+
+    def give(name: str, *values: object) -> None:
+        def call(*arguments: object) -> tuple[object, ...]:
+            asked.append((name, *arguments))
+            return (901, *(None for _ in values)) if name == fails else (0, *values)
+
+        assert callable(getattr(bindings, name))
+        monkeypatch.setattr(bindings, name, call)
+
+    give("cuStreamBeginCapture")
+    give("cuStreamEndCapture", "graph")
+    give("cuGraphInstantiate", "executable")
+    for name in ("cuGraphUpload", "cuGraphLaunch", "cuGraphDestroy", "cuGraphExecDestroy"):
+        give(name)
+    monkeypatch.setattr(bindings, "cuGetErrorString", lambda code: (0, b"invalid"))
+    gpu, stream = driver.Driver(0), SimpleNamespace(handle="stream")
+
+    def work() -> None:
+        if fails == "work":
+            raise EngineError("out of luck")
+
+    if fails:
+        with pytest.raises(EngineError, match=r"a CUDA graph cannot be captured: .*(invalid|out of luck)"):
+            gpu.capture(stream, work)
+    else:
+        replay = gpu.capture(stream, work)
+        replay()
+        assert ("cuGraphLaunch", "executable", "stream") in asked
+        del replay
+    gc.collect()
+    assert ("cuStreamEndCapture", "stream") in asked
+    assert (("cuGraphDestroy", "graph") in asked) == (fails != "cuStreamEndCapture")
+    assert (("cuGraphExecDestroy", "executable") in asked) == (not fails)
 
 
 @pytest.mark.parametrize(
