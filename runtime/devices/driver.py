@@ -119,6 +119,7 @@ class Driver:
         self.here()
         self._context = self._current()
         device = core.Device(index)
+        self._held = device.context  # what cuda-core has of it goes with this thread, and the last one ends it
         self._memory = device.memory_resource  # the GPU's own stream-ordered pool, where it has one
         self._integrated = bool(device.properties.integrated)
         self._pinned = core.LegacyPinnedMemoryResource()

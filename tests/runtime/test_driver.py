@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ bindings = pytest.importorskip("cuda.bindings.driver")
 @pytest.mark.parametrize(
     ("owner", "names"),
     [
-        ("Device", "compute_capability create_stream memory_resource name properties set_current"),
+        ("Device", "compute_capability context create_stream memory_resource name properties set_current"),
         ("_device.DeviceProperties", "integrated"),
         ("DeviceMemoryResource", "allocate handle"),
         ("LegacyPinnedMemoryResource", "allocate"),
@@ -99,6 +101,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             self.index = index
             self.memory_resource = None
             self.properties = SimpleNamespace(integrated=index == 1)
+            self.context: set[int] = set()
 
         def set_current(self) -> None:
             current[0] = self.index + 1
@@ -117,6 +120,19 @@ def test_a_gpu_is_current_when_it_is_asked(gpus: list[int]) -> None:
         assert gpus == [gpu.index + 1]
     gpus[0] = 2  # by another library
     assert first.memory() == (1 << 20, 8 << 30)
+
+
+def test_a_context_stays_when_its_thread_ends(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    of_thread = functools.cache(core.Device)
+    monkeypatch.setattr(core, "Device", of_thread)
+    opened = driver.Driver(0)
+    context = weakref.ref(of_thread(0).context)
+    of_thread.cache_clear()
+    gc.collect()
+    assert context() is not None
+    del opened
+    gc.collect()
+    assert context() is None
 
 
 def test_memory_that_is_the_hosts_too(gpus: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
