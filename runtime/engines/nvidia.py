@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import weakref
 from typing import Any, Literal
 
 from mmrt.runtime.errors import EngineError
@@ -22,6 +23,9 @@ DTYPES = {
     "BOOL": "bool",
 }
 
+_IDLE: list[tuple[Any, Any]] = []  # modules' loggers that nobody uses
+_LOCK = threading.Lock()
+
 
 class Library:
     """One of the two: its `module`, its `version`, and a `log` for what it creates."""
@@ -38,13 +42,23 @@ class Library:
             raise EngineError(f"{self.name} {what}: pip install 'mmrt[{_EXTRAS[kind]}]'") from None
         self.version = str(self.module.__version__)
         self.log = _log(self.module)
+        weakref.finalize(self, _IDLE.append, (self.module, self.log))
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
 
 def _log(module: Any) -> Any:
-    """A logger that prints nothing; `take()` gives the errors since the last time as one line."""
+    """A logger that prints nothing; `take()` gives the errors since the last time as one line.
+
+    It is never let go, but lent again: the library goes on with the first that it was given, whose ever it was.
+    """
+    with _LOCK:
+        for index, (of, log) in enumerate(_IDLE):
+            if of is module:
+                del _IDLE[index]
+                log.take()
+                return log
 
     class Log(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

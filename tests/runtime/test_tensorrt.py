@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -300,6 +301,20 @@ def test_a_cache_is_changed_in_place(own: bool, tmp_path: Path, gpu: Gpu) -> Non
     assert (outputs["grown"] is arrays["old"]) == own
     assert (outputs["grown"].values == (4 if own else 2)).all()  # a function, where the place is another
     assert (arrays["old"].values == (4 if own else 1)).all()
+
+
+def test_a_logger_is_lent_again_and_never_let_go() -> None:
+    first, second = Library("tensorrt"), Library("tensorrt")
+    log, other = id(first.log), second.log
+    assert first.log is not other
+    first.log.log(double.ILogger.ERROR, "of the first")
+    known = weakref.ref(first.log)
+    del first
+    gc.collect()
+    assert known() is not None
+    third = Library("tensorrt")
+    assert id(third.log) == log
+    assert third.log.take() == ""
 
 
 def test_a_request_goes_on_in_another_thread(damaged: Path, gpu: Gpu) -> None:
