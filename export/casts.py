@@ -71,6 +71,21 @@ def can_be_half(node: ir.Node, version: int) -> bool:
     )
 
 
+def decides(value: ir.Value) -> dict[str, ir.Value]:
+    """The values that a value's numbers are made of, itself among them, by name; what only lends its shape is none."""
+    found: dict[str, ir.Value] = {}
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if value.name in found:
+            continue
+        found[value.name] = value
+        producer = value.producer()
+        if producer is not None and producer.op_type not in ("Shape", "Size"):
+            waiting += [each for node in (producer, *nested(producer)) for each in node.inputs if each is not None]
+    return found
+
+
 def takes_half(node: ir.Node, index: int, version: int, side: str = "inputs") -> bool | None:
     """Whether an input (output) can be fp16; False where it is float32 always, None where ONNX does not know fp16."""
     try:

@@ -177,9 +177,10 @@ def _halve(folder: Path, draft: m.Manifest, recorder: Recorder) -> Generator[Pro
     carried, graphs = draft.carried(), dict(draft.graphs)
     stages = [stage for stage in draft.program if isinstance(stage, m.Autoregress)]
     caches = {old: new for stage in stages for old, new in stage.caches.items()}
+    exact = precision.exact(draft, folder)
     for name, graph in draft.graphs.items():
         calls = recorder.calls[name].kept
-        work = partial(precision.halve, name, graph, folder, calls, carried, caches)
+        work = partial(precision.halve, name, graph, folder, calls, carried, caches, exact)
         if (variant := (yield from _timed("precision", name, work))) is not None:
             graphs[name] = msgspec.structs.replace(graph, variants=(*graph.variants, variant))
         gc.collect()
@@ -291,12 +292,14 @@ def _replay(loaded: pipeline.Pipeline) -> tuple[Check, ...]:
                 "relative error": check.relative_error,
                 "PSNR": check.psnr,
                 "SNR": check.snr,
+                "margin": check.margin,
                 "largest error": check.max_error,
             }
+            hint = "" if check.precision == "fp32" else "; export it in fp32 alone"
             found = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
             raise ExportError(
                 f"the bundle does not give what the source model gives: {check.what} ({check.precision}): {found}, "
-                f"wanted {check.wanted}"
+                f"wanted {check.wanted}{hint}"
             )
     return checks
 

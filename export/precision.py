@@ -34,6 +34,7 @@ _ACCUMULATING = frozenset({
     "MelWeightMatrix", "RNN", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
     "ReduceSum", "ReduceSumSquare", "STFT", "Sin", "Softmax", "Tan",
 })  # fmt: skip
+_COMPARISONS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _HEAVY = frozenset({
     "Attention", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Gemm", "GroupNormalization",
     "LayerNormalization", "MatMul", "RMSNormalization", "RotaryEmbedding",
@@ -47,21 +48,25 @@ def halve(
     calls: Sequence[Mapping[str, AnyArray]],
     carried: Collection[str] = (),
     caches: Mapping[str, str] = MappingProxyType({}),
+    exact: Collection[str] = (),
 ) -> m.Variant | None:
     """Write graphs/NAME.fp16.onnx into the bundle; None for a graph of which nothing is worth it, or known.
 
     calls: inputs for its fp32 variant. carried: arrays that are to be float16 at its borders, if they can be; caches:
-    which of them becomes which. Raises `ExportError` where fp16 cannot give what fp32 does.
+    which of them becomes which; exact: arrays that are to be as in fp32, see `exact`. Raises `ExportError` where fp16
+    cannot give what fp32 does.
     """
     source = bundle / graph.variants[0].file
     target = bundle / f"graphs/{name}.fp16.onnx"
-    if not calls or not any(array.dtype == "float32" for array in (graph.inputs | graph.outputs).values()):
+    if not calls:
         return None
     saturated = _can_saturate(source, calls)
     model = _load(source, saturated)
+    if not any(is_float(value) for node in model.graph for value in node.outputs):
+        return None
     found = measure(_load(source, saturated), source, calls)
     plan = _Plan(model, found, {each for each in carried if each in graph.inputs or each in graph.outputs})
-    plan.decide(caches)
+    plan.decide(caches, exact)
     doubtful = sorted(found.errors.keys() - plan.reasons.keys(), key=lambda node: -found.errors[node])
     for count in _doubling(len(doubtful)):
         plan.keep(doubtful[:count])
@@ -81,6 +86,27 @@ def halve(
         if worst is None:
             return variant
     raise ExportError(f"{name}: in fp16 {worst}")
+
+
+def exact(manifest: m.Manifest, bundle: Path) -> set[str]:
+    """The arrays that rounding may not touch: whole numbers that graphs make of floats, such as how long a sound is,
+    and all floats that these are made of, in any graph.
+
+    But pixels, which may be one off, and what the graphs of loops choose, where receipts know how clear that was.
+    """
+    loops = {name for stage in manifest.program if not isinstance(stage, m.Once) for name in stage.graphs}
+    files = {name: casts.load(str(bundle / graph.variants[0].file)) for name, graph in manifest.graphs.items()}
+    found: set[str] = set()
+    before = -1
+    while before < len(found):
+        before = len(found)
+        for name, model in files.items():
+            for output in model.graph.outputs:
+                whole = name not in loops and not is_float(output) and output.dtype != ir.DataType.UINT8
+                if output.name in found or whole:
+                    of = [value for value in casts.decides(output).values() if is_float(value) and not constant(value)]
+                    found |= {value.name for value in of if value.is_graph_input()} | ({output.name} if of else set())
+    return found
 
 
 def rounded_engine(name: str, spec: m.Graph, file: Path) -> OnnxEngine:
@@ -182,8 +208,12 @@ class _Plan:
         self.reasons: dict[str, m.Reason] = {}
         self.borders = carried
 
-    def decide(self, caches: Mapping[str, str]) -> None:
+    def decide(self, caches: Mapping[str, str], exact: Collection[str]) -> None:
         """By all that was measured of values and nodes."""
+        for output in self.graph.outputs:
+            if output.name in exact:
+                for value in filter(is_float, casts.decides(output).values()):
+                    self._hold_back(value)
         weights = [value for value in self.graph.initializers.values() if is_float(value)]
         weight_losses = losses(weights)
         for node in self.nodes.values():
@@ -208,6 +238,9 @@ class _Plan:
         for name, error in self.found.errors.items():
             if error > LOSS:
                 self._read_exactly(self.nodes[name], "rounding")
+        for node in self.nodes.values():
+            if node.op_type in _COMPARISONS and any(map(is_float, node.inputs)):
+                self._read_exactly(node, "choice")
         for old, new in caches.items():
             if not {old, new} <= self.borders:
                 self.borders -= {old, new}
@@ -260,6 +293,12 @@ class _Plan:
         for node, _ in value.uses():
             if node.name in self.nodes and node.op_type not in ANY:
                 self._stay(node, reason)
+        self.borders.discard(value.name)
+
+    def _hold_back(self, value: ir.Value) -> None:
+        """A value is what it is in fp32, and who else reads it may round it."""
+        if (producer := value.producer()) is not None:
+            self._stay(producer, "choice")
         self.borders.discard(value.name)
 
     def _read_exactly(self, node: ir.Node, reason: m.Reason) -> None:

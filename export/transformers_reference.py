@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {  # requests, in the manifest's words
     "beams": {"beams": 4, "temperature": 0.0, "max_new_tokens": 12},
 }
 _CAPACITY = 64
-_CLEAR = 1e4  # a choice among one
+CLEAR = 1e4  # a choice among one
 
 
 def reference(
@@ -99,7 +99,7 @@ def _run(
         arrays |= {f"run/{name}/in/{key}": array for key, array in given.items()}
         cases.append(Case(name=name, request={**request, **case}))
         if case["beams"] == 1:
-            arrays[f"run/{name}/margin/sequences"] = margins(found)
+            arrays[f"run/{name}/margin/sequences"] = margins(found.scores, found.logits)
             arrays |= calls(found, start)
         else:
             arrays[f"run/{name}/score/sequences"] = _array(found.sequences_scores)
@@ -107,11 +107,14 @@ def _run(
     return Golden(source, arrays, tuple(cases))
 
 
-def margins(found: Any) -> AnyArray:
-    """float32 (rows, new tokens): how far the best score was above the second, in standard deviations of the logits."""
-    best = torch.stack([step.topk(2).values for step in found.scores], dim=1)
-    spread = torch.stack([step.std(dim=-1) for step in found.logits], dim=1)
-    return _array(((best[..., 0] - best[..., 1]) / spread).nan_to_num(nan=_CLEAR).clamp(max=_CLEAR))
+def margins(scores: Sequence[torch.Tensor], logits: Sequence[torch.Tensor]) -> AnyArray:
+    """float32 (rows, new tokens): how far the best score was above the second, in standard deviations of the logits.
+
+    scores and logits: one of each new token, (rows, vocabulary) or (vocabulary,).
+    """
+    best = torch.stack([step.topk(2).values for step in scores], dim=-2)
+    spread = torch.stack([step.std(dim=-1) for step in logits], dim=-1)
+    return _array(((best[..., 0] - best[..., 1]) / spread).nan_to_num(nan=CLEAR).clamp(max=CLEAR))
 
 
 def _calls(found: Any, start: int, encoder_inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:

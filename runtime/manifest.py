@@ -319,14 +319,17 @@ class Array(_Struct, frozen=True):
         return f"{self.dtype}({', '.join(map(str, self.shape))})"
 
 
-Reason = Literal["overflow", "underflow", "weights", "rounding", "accumulation", "unsupported", "between", "error"]
+Reason = Literal[
+    "overflow", "underflow", "weights", "rounding", "choice", "accumulation", "unsupported", "between", "error"
+]
 
 
 class Island(_Struct, frozen=True):
     """An operator that a variant of lower precision leaves in fp32, and why; `range` is what it was seen to write.
 
     overflow: it reads or writes numbers too large for fp16; underflow: or too small; weights: its weights are;
-    rounding: what it makes of inputs that are rounded to fp16 is something else; accumulation: it adds up many numbers;
+    rounding: what it makes of inputs that are rounded to fp16 is something else; choice: lengths or choices are made of
+    what it writes, and would be others; accumulation: it adds up many numbers;
     unsupported: it has no fp16; between: it stands between others in fp32; error: the graph as a whole came out wrong.
     """
 

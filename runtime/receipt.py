@@ -6,6 +6,8 @@
     run/CASE/in/INPUT, run/CASE/out/ARRAY                       a whole request: its pictures, and arrays at its end
     run/CASE/margin/ARRAY, run/CASE/score/ARRAY                 how clear each choice of a token was; scores of beams
 
+Margins may be of one token more than their array has: how clear it was that a row ended there.
+
 `receipt.json` is a `Receipt`: the requests of the cases, and what the replay measured when the bundle was made.
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import numpy as np
 from mmrt.runtime.arrays import AnyArray, fitted
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.errors import BundleError
-from mmrt.runtime.manifest import Audio, AudioOutput, Image
+from mmrt.runtime.manifest import Audio, AudioOutput, Autoregress, Image
 from mmrt.runtime.pipeline import Pipeline
 
 GOLDEN = "golden.npz"
@@ -73,7 +75,8 @@ class Tolerance:
     """What a precision may cost: relative L2 error of floats, PSNR of pixels and SNR of sounds in dB.
 
     Greedy tokens may part from the source's where its two best logits lie within `margin` standard deviations of all:
-    six times what the relative error allows of one logit, where it is spread evenly. What follows then is not compared.
+    six times what the relative error allows of one logit, where it is spread evenly. What follows then is not compared,
+    nor what is made of such a row.
     """
 
     relative: float
@@ -106,6 +109,7 @@ def replay(pipeline: Pipeline) -> Iterator[Check]:
                 yield _compare_named(f"{graph} {number}: {name}", outputs, name, wanted, precision)
     precision = max((variant.precision for variant in pipeline.variants.values()), key=_BY_LOSS.index)
     sounds = {output.source for output in pipeline.manifest.outputs.values() if isinstance(output, AudioOutput)}
+    loop = next((stage for stage in pipeline.manifest.program if isinstance(stage, Autoregress)), None)
     pictures = {name for name, spec in pipeline.manifest.inputs.items() if isinstance(spec, Image | Audio)}
     for case in receipt.cases:
         if files := pictures & case.request.keys():
@@ -117,17 +121,23 @@ def replay(pipeline: Pipeline) -> Iterator[Check]:
         margins, scores = (golden.arrays("run", case.name, kind) for kind in ("margin", "score"))
         arrays = pipeline.arrays(**inputs)
         arrays = fitted(arrays, {name: array for graph in graphs.values() for name, array in graph.outputs.items()})
-        for name, wanted in golden_outputs.items():
-            if name in sounds and name in arrays:
-                yield compare_sound(f"{case.name}: {name}", arrays[name], wanted, precision)
-                continue
-            what = f"{case.name}: {name}"
-            check = _compare_named(what, arrays, name, wanted, precision)
-            if not check.passed and TOLERANCES[precision].margin:
+        if missing := golden_outputs.keys() - arrays.keys():
+            raise BundleError(f"{GOLDEN}: {case.name}: {min(missing)}: nothing makes {min(missing)!r}")
+        same = None  # which rows have the golden tokens, where others are allowed
+        for name, wanted in sorted(golden_outputs.items(), key=lambda each: each[0] not in margins.keys() | scores):
+            what, found = f"{case.name}: {name}", arrays[name]
+            if same is not None and len(found) == len(wanted) == len(same):
+                found, wanted = found[same], wanted[same]
+                if not len(wanted):
+                    continue
+            check = (compare_sound if name in sounds else compare)(what, found, wanted, precision)
+            if loop is not None and not check.passed and TOLERANCES[precision].margin:
                 if name in margins:
-                    check = compare_tokens(what, arrays[name], wanted, margins[name], precision)
+                    check = compare_tokens(what, found, wanted, margins[name], precision, loop.pad, loop.delays)
                 elif name in scores and "scores" in arrays:
-                    check = compare_beams(what, arrays[name], wanted, arrays["scores"], scores[name], precision)
+                    check = compare_beams(what, found, wanted, arrays["scores"], scores[name], precision)
+                if check.passed:
+                    same = (np.subtract(*_aligned(found, wanted, loop.pad)) == 0).reshape(len(wanted), -1).all(axis=1)
             yield check
 
 
@@ -155,28 +165,56 @@ def compare_sound(what: str, found: AnyArray, wanted: AnyArray, precision: str) 
     return msgspec.structs.replace(check, passed=snr >= tolerance, wanted=f"SNR >= {tolerance:g} dB", snr=snr)
 
 
-def compare_tokens(what: str, found: AnyArray, wanted: AnyArray, margins: AnyArray, precision: str) -> Check:
+def compare_tokens(
+    what: str,
+    found: AnyArray,
+    wanted: AnyArray,
+    margins: AnyArray,
+    precision: str,
+    pad: int = 0,
+    delays: Sequence[int] = (),
+) -> Check:
     """Compare the tokens of rows, int64 (rows, tokens), each up to where it first parts from its golden row.
 
-    margins, float32 like `wanted`: how far the source's best logit was above the second, in standard deviations.
+    margins, float32 like `wanted`: how far the source's best logit was above the second, in standard deviations. With
+    `delays` tokens are of as many codebooks, (rows, tokens, codebooks), of which each comes so many tokens late.
     """
-    if margins.shape != wanted.shape:
+    longer = (*wanted.shape[:1], *(each + 1 for each in wanted.shape[1:2]), *wanted.shape[2:])
+    if margins.shape not in (wanted.shape, longer):
         raise BundleError(f"{GOLDEN}: {what}: margins are {margins.shape}, wanted {wanted.shape}")
-    if not _comparable(found, wanted) or np.array_equal(found, wanted):
+    if (
+        not _comparable(found, wanted)
+        or wanted.shape[2:] != (len(delays),)[: wanted.ndim - 2]
+        or np.array_equal(found, wanted)
+    ):
         return compare(what, found, wanted, precision)
-    least = min(found.shape[1], wanted.shape[1])
-    differs = found[:, :least] != wanted[:, :least]
-    parted = differs.any(axis=1)
-    margin = float(margins[parted, differs[parted].argmax(axis=1)].max(initial=0.0))
-    tolerance = TOLERANCES[precision].margin
+    ours, theirs = _aligned(found, wanted, pad)
+    rows, tokens, *books = ours.shape
+    margins = np.concatenate([margins, np.full((rows, tokens, *books), np.inf, np.float32)], axis=1)[:, :tokens]
+    when = np.arange(tokens).reshape(-1, *[1] * len(books)) + (np.array(delays, int) if books else 0)
+    when = np.where(ours != theirs, when, np.iinfo(np.int64).max)  # it was chosen, where it is another
+    first = when.min(axis=tuple(range(1, when.ndim)), keepdims=True)
+    parted = (when == first) & (ours != theirs)
+    margin, tolerance = float(margins[parted].max(initial=0.0)), TOLERANCES[precision].margin
     return Check(
         what=what,
         precision=precision,
         passed=bool(parted.any()) and margin <= tolerance,
         wanted=f"equal, or margin <= {tolerance:g}",
-        max_error=float(np.abs(found[:, :least] - wanted[:, :least]).max(initial=0)),
+        max_error=float(np.abs(ours - theirs).max(initial=0)),
         margin=margin,
     )
+
+
+def _aligned(found: AnyArray, wanted: AnyArray, pad: int) -> tuple[AnyArray, AnyArray]:
+    """Both as long as the longer."""
+    tokens = max(found.shape[1], wanted.shape[1])
+
+    def longer(array: AnyArray) -> AnyArray:
+        wide = [(0, tokens - array.shape[1]) if axis == 1 else (0, 0) for axis in range(array.ndim)]
+        return np.pad(array, wide, constant_values=pad)
+
+    return longer(found), longer(wanted)
 
 
 def compare_beams(
@@ -202,8 +240,9 @@ def compare_beams(
 
 
 def _comparable(found: AnyArray, wanted: AnyArray) -> bool:
-    """Whether both are as many rows of tokens."""
-    return found.dtype == wanted.dtype and found.ndim == wanted.ndim == 2 and len(found) == len(wanted)
+    """Whether both are as many rows of tokens, or of vectors of as many."""
+    alike = found.dtype == wanted.dtype and found.ndim == wanted.ndim and found.ndim in (2, 3)
+    return alike and found.shape[:1] + found.shape[2:] == wanted.shape[:1] + wanted.shape[2:]
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity fail a check, which is news enough

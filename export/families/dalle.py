@@ -8,7 +8,6 @@ In the loop the codes of pictures are the ids 0 to n - 1, as nothing else is wri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +25,7 @@ from mmrt.export.decoder import OPSET
 from mmrt.export.diffusers_reference import test_picture
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
+from mmrt.export.transformers_reference import margins
 from mmrt.runtime import manifest as m
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.receipt import Case
@@ -246,10 +246,12 @@ def _reference(model: Any, transformer: Transformer, tokenizer: tokenizers.Token
         for name, (scale, start) in runs.items():
             for prompts in _PROMPTS:
                 text = text_ids(model, tokenizer, prompts)
-                codes, closest = most_likely(model, text, scale, start)
-                if closest > _CLOSE:
+                codes, scores = most_likely(model, text, scale, start)
+                best = torch.stack(scores).topk(2).values
+                if (best[..., 0] - best[..., 1]).min() > _CLOSE:
                     break
             arrays[f"run/{name}/out/sequences"] = codes[:, start.shape[1] :].numpy()
+            arrays[f"run/{name}/margin/sequences"] = margins(scores, scores)
             arrays[f"run/{name}/out/pixels"] = pictures_of(model.vae, codes).numpy()
             cases.append(Case(name=name, request={"prompt": list(prompts), "guidance": scale, "temperature": 0.0}))
         arrays |= {"graph/encoder/0/in/picture": pictures, "graph/encoder/0/out/given_codes": first.numpy()}
@@ -266,9 +268,9 @@ def text_ids(model: Any, tokenizer: tokenizers.Tokenizer, prompts: Sequence[str]
     return torch.tensor([row + [0] * (model.text_seq_len - len(row)) for row in ids])
 
 
-def most_likely(model: Any, text: Any, scale: float, codes: Any) -> tuple[Any, float]:
+def most_likely(model: Any, text: Any, scale: float, codes: Any) -> tuple[Any, list[Any]]:
     """int64 (rows, codes): what dalle-pytorch's own forward pass makes the most likely, code by code, after `codes`;
-    and by how much the least sure of them was more likely than the next, in logits.
+    and for each of these the logits of all, (rows, codebook).
 
     Its `generate_images` is not used: with `cond_scale` that overwrites the text in its first step, or, with
     `use_cache`, gives what the conditional rows left in the cache to the unconditional ones. Caches are here kept
@@ -276,16 +278,15 @@ def most_likely(model: Any, text: Any, scale: float, codes: Any) -> tuple[Any, f
     shifted tokens are others after codes that were there before the first call.
     """
     caches: tuple[Any, Any] = ({}, {}) if _cached(model) and codes.shape[1] == 0 else (None, None)
-    closest = math.inf
+    scores = []
     while codes.shape[1] < model.image_seq_len:
         logits = model(text.clone(), codes, cache=caches[0])[:, -1]
         if scale != 1:
             blank = model(text.clone(), codes, null_cond_prob=1.0, cache=caches[1])[:, -1]
             logits = blank + (logits - blank) * scale
-        best, found = logits[:, model.num_text_tokens :].topk(2)
-        closest = min(closest, float((best[:, 0] - best[:, 1]).min()))
-        codes = torch.cat([codes, found[:, :1]], dim=1)
-    return codes, closest
+        scores.append(logits[:, model.num_text_tokens :])
+        codes = torch.cat([codes, scores[-1].argmax(dim=1, keepdim=True)], dim=1)
+    return codes, scores
 
 
 def _cached(model: Any) -> bool:

@@ -6,6 +6,8 @@ exported.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from mmrt.export.decoder import causal_graph, new_names
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import chat_words, prompt_tokenizer
-from mmrt.export.transformers_reference import flat, step
+from mmrt.export.transformers_reference import flat, margins, step
 from mmrt.runtime import manifest as m
 from mmrt.runtime.errors import ExportError
 from mmrt.runtime.receipt import Case
@@ -186,10 +188,10 @@ class _Model:
         """A greedy picture of each of two texts."""
         texts, (before, after) = ["a red heart", "a small house by the sea"], self._words()
         golden: dict[str, Any] = {}
-        sequences, pictures = [], []
+        sequences, clear, pictures = [], [], []
         for call, text in enumerate(texts):
             encoded = self.tokenizer(before + text + after, add_special_tokens=self._special(), return_tensors="pt")
-            with quiet(), torch.no_grad():
+            with quiet(), torch.no_grad(), _listening(self.model) as heard:
                 found = self.model.generate(
                     inputs=encoded["input_ids"],
                     attention_mask=encoded["attention_mask"],
@@ -203,10 +205,25 @@ class _Model:
             own = [each[:, :, : place + 1] for each in flat(found.past_key_values.layers)]
             golden |= step(f"graph/decoder/{call}", own, place, last, found.scores.numpy())
             sequences.append(found.sequences[0].numpy())
+            guidance = getattr(self.config, "guidance_scale", None) or 1.0
+            guided = [blank + guidance * (wanted - blank) for wanted, blank in (logits.split(1) for logits in heard)]
+            clear.append(margins(guided, guided)[0])
             planes = pixels[0].permute(2, 0, 1).numpy()  # transformers' Pillow processor takes no other order
             pictures.append(self.processor.postprocess([planes])["pixel_values"][0].transpose(1, 2, 0))
         golden |= {"graph/picture/0/in/sequences": np.stack(sequences)}
         golden |= {"graph/picture/0/out/pixels": np.stack(pictures)}
-        golden |= {"run/greedy/out/sequences": np.stack(sequences), "run/greedy/out/pixels": np.stack(pictures)}
+        golden |= {"run/greedy/out/sequences": np.stack(sequences), "run/greedy/margin/sequences": np.stack(clear)}
+        golden |= {"run/greedy/out/pixels": np.stack(pictures)}
         source = f"transformers {transformers.__version__}, torch {torch.__version__}, fp32 on cpu"
         return Golden(source, golden, (Case(name="greedy", request={"prompt": texts, "temperature": 0.0}),))
+
+
+@contextmanager
+def _listening(model: Any) -> Iterator[list[Any]]:
+    """The logits of conditional and unconditional rows, one of each token that is chosen."""
+    heard: list[Any] = []
+    hook = model.model.generation_head.register_forward_hook(lambda _, __, logits: heard.append(logits))
+    try:
+        yield heard
+    finally:
+        hook.remove()

@@ -21,7 +21,7 @@ from mmrt.export.decoder import cross_attention, decoder_graph, names, new_names
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer
-from mmrt.export.transformers_reference import flat, step
+from mmrt.export.transformers_reference import flat, margins, step
 from mmrt.runtime import manifest as m
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.errors import ExportError
@@ -300,9 +300,11 @@ class _Model:
             encoded = self.tokenizer([text], return_tensors="pt")
             with quiet(), _listening(self.model) as heard, torch.no_grad():
                 found = self.model.generate(
-                    **encoded, do_sample=False, guidance_scale=3.0, max_new_tokens=new, num_beams=1
-                )
-            arrays |= self._calls(call, encoded, heard, found)
+                    **encoded, do_sample=False, guidance_scale=3.0, max_new_tokens=new, num_beams=1,
+                    return_dict_in_generate=True, output_scores=True,
+                )  # fmt: skip
+            arrays |= self._calls(call, encoded, heard, found.sequences)
+            arrays[f"run/{call}/margin/sequences"] = self._margins(margins(found.scores, found.scores))
         cases = tuple(
             Case(
                 name=str(call),
@@ -311,6 +313,11 @@ class _Model:
             for call, text in enumerate(_TEXTS)
         )
         return Golden(f"transformers {version('transformers')}, torch {torch.__version__}, fp32 on cpu", arrays, cases)
+
+    def _margins(self, drawn: AnyArray) -> AnyArray:
+        """(codebooks, tokens) as they are chosen -> (1, frames, codebooks), each beside those of its time."""
+        frames = drawn.shape[1] - max(self.delays)
+        return np.stack([row[late : late + frames] for row, late in zip(drawn, self.delays, strict=True)], axis=1)[None]
 
     def _calls(self, call: int, encoded: Any, heard: dict[str, Any], found: Any) -> dict[str, AnyArray]:
         """Of our graphs on a conditional row and an unconditional, as the source has them."""

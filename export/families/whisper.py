@@ -17,8 +17,9 @@ from mmrt.export.decoder import Seq2Seq, cross_attention, decoder_graph, names, 
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import target_tokenizer
+from mmrt.export.transformers_reference import CLEAR, margins
 from mmrt.runtime import manifest as m
-from mmrt.runtime.arrays import Float32
+from mmrt.runtime.arrays import AnyArray, Float32
 from mmrt.runtime.errors import ExportError
 from mmrt.runtime.receipt import Case
 
@@ -241,14 +242,61 @@ def _reference(model: Any, extractor: Any, room: int, choices: dict[str, m.Choic
     )
     new = min(_TIMED, room)
     with quiet(), torch.no_grad():
-        found = model.generate(features, return_timestamps=True, do_sample=False, max_new_tokens=new, **options)
+        found = model.generate(
+            features, return_timestamps=True, do_sample=False, max_new_tokens=new, return_dict_in_generate=True,
+            output_scores=True, output_logits=True, **options,
+        )  # fmt: skip
+    sequences = found["sequences"].numpy()
     arrays = {
         "graph/features/0/in/audio": padded,
         "graph/features/0/in/lengths": np.full(len(padded), extractor.n_samples),
         "graph/features/0/out/features": features.numpy(),
         "run/timestamps/in/audio": recordings,
-        "run/timestamps/out/sequences": found.numpy(),
+        "run/timestamps/out/sequences": sequences,
+        "run/timestamps/margin/sequences": _margins(found["segments"], sequences.shape[1], model.generation_config),
     }
     timed = {**request, "timestamps": "yes", "beams": 1, "temperature": 0.0, "max_new_tokens": new}
     cases = (*golden.cases, Case(name="timestamps", request=timed))
     return replace(golden, arrays={**golden.arrays, **arrays}, cases=cases)
+
+
+def _margins(recordings: list[list[dict[str, Any]]], tokens: int, config: Any) -> AnyArray:
+    """float32 (recordings, tokens + 1): how clear the source's choice of each token was, from transformers' segments.
+
+    What was written in a window after its last segment is left out, but decides where the next begins: the least clear
+    of that counts for the token that follows.
+    """
+    found = np.full((len(recordings), tokens + 1), CLEAR, np.float32)
+    for row, segments in enumerate(recordings):
+        place, left = 0, CLEAR
+        for segment, after in zip(segments, [*segments[1:], None], strict=True):
+            result = segment["result"]
+            start = len(result["sequences"]) - len(result["scores"])
+            clear = np.minimum(margins(result["scores"], result["logits"]), _kinds(result, start, config))
+            first, end = (at - start for at in segment["idxs"])
+            found[row, place : place + end - first] = clear[first:end]
+            found[row, place] = min(found[row, place], left)
+            place, left = place + end - first, CLEAR
+            if after is None or after["result"] is not result:
+                ends = np.flatnonzero(result["sequences"][start:].numpy() == config.eos_token_id)
+                left = clear[end : ends[0] + 1 if len(ends) else None].min(initial=CLEAR)
+        found[row, place] = left
+    return found
+
+
+def _kinds(result: dict[str, Any], start: int, config: Any) -> AnyArray:
+    """float32 (steps,): how far the likeliest text was from all timestamps together, by which one of both is chosen, in
+    standard deviations of the logits; what the timestamps before leave no choice in is clear."""
+    first = config.no_timestamps_token_id + 1
+    tokens, suppressed = result["sequences"].tolist(), list(config.suppress_tokens or ())
+    found = np.full(len(result["scores"]), CLEAR, np.float32)
+    for step, (scores, logits) in enumerate(zip(result["scores"], result["logits"], strict=True)):
+        written = [token >= first for token in tokens[start : start + step]]
+        if not written:
+            continue
+        closes = written[-1] and not all(written[-2:])  # a text, which no other follows without a timestamp
+        allowed = logits.index_fill(0, torch.tensor(suppressed, dtype=torch.int64), -torch.inf)
+        text = allowed[config.eos_token_id if closes else 0 : first - 1].max()
+        gap = (scores[first:].logsumexp(dim=0) - text).abs() / logits.std()
+        found[step] = gap.nan_to_num(nan=CLEAR).clamp(max=CLEAR)
+    return found

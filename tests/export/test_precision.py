@@ -46,7 +46,13 @@ class Made:
     """A graph by hand, and its variant in fp16."""
 
     def __init__(
-        self, folder: Path, proto: onnx.ModelProto, *calls: Arrays, carried: Sequence[str] = (), opset: int = 24
+        self,
+        folder: Path,
+        proto: onnx.ModelProto,
+        *calls: Arrays,
+        carried: Sequence[str] = (),
+        exact: Sequence[str] = (),
+        opset: int = 24,
     ) -> None:
         proto.opset_import[0].version = opset
         proto.ir_version = 11
@@ -68,7 +74,7 @@ class Made:
         file = m.Variant(engine="onnx", precision="fp32", file="graphs/g.fp32.onnx")
         self.graph = m.Graph(inputs=sides[0], outputs=sides[1], variants=(file,))
         self.calls = calls
-        self.variant = halve("g", self.graph, folder, calls, carried, {"key": "new_key"})
+        self.variant = halve("g", self.graph, folder, calls, carried, {"key": "new_key"}, exact)
 
     @property
     def path(self) -> Path:
@@ -202,6 +208,39 @@ def test_the_likeliest_of_two_that_tie_needs_no_fp32(tmp_path: Path) -> None:
     x = (1 + draw(ROWS, WIDTH, scale=1e-5)).astype(np.float32)
     made = Made(tmp_path, model(nodes, X, outputs, {"w": np.eye(WIDTH, dtype=np.float32)}), {"x": x})
     assert made.reasons == {}
+
+
+def test_what_must_be_exact_is_fp32_as_far_back_as_it_comes_from(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], "first"),
+        node("Exp", ["first"], "length"),
+        node("MatMul", ["first", "w"], "y"),
+    ]
+    made = Made(
+        tmp_path,
+        model(nodes, X, Y | {"length": Y["y"]}, {"w": draw(WIDTH, WIDTH)}),
+        {"x": draw(ROWS, WIDTH, scale=0.3)},
+        carried=["x"],
+        exact=["length"],
+    )
+    assert made.reasons == {"first": "choice", "length": "choice"}
+    assert made.casts == ["first.fp16", "y"]
+    made.same()
+
+
+def test_a_comparison_reads_what_no_rounding_has_touched(tmp_path: Path) -> None:
+    """Sums of whole numbers, which beyond 2048 fp16 does not have, however few there were in the receipts."""
+    nodes = [
+        node("CumSum", ["x", "one"], "ends"),
+        node("Sub", ["ends", "unit"], "last"),
+        node("Less", ["last", "limit"], "before"),
+        node("Where", ["before", "x", "limit"], "most"),
+        node("MatMul", ["most", "w"], "y"),
+    ]
+    weights = {"w": draw(WIDTH, WIDTH), "limit": np.float32(9.0), "unit": np.float32(1), "one": np.array(1)}
+    made = Made(tmp_path, model(nodes, X, Y, weights), {"x": np.arange(16, dtype=np.float32).reshape(ROWS, WIDTH)})
+    assert made.reasons == {"ends": "accumulation", "last": "choice", "before": "choice"}
+    made.same()
 
 
 def test_what_adds_up_stays_and_what_can_be_told_to_is_told(tmp_path: Path) -> None:
@@ -390,6 +429,20 @@ def test_a_graph_of_whole_numbers_has_nothing_to_halve(tmp_path: Path) -> None:
     made = Made(tmp_path, model([node("Neg", ["x"], "y")], {"x": whole}, {"y": whole}), {"x": np.arange(3)})
     assert made.variant is None
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["g.fp32.onnx"]
+
+
+def test_a_graph_that_pixels_go_into_and_come_from_is_halved(tmp_path: Path) -> None:
+    pixels = (TensorProto.UINT8, ["rows", WIDTH])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["floats"], name="floats", to=TensorProto.FLOAT),
+        node("MatMul", ["floats", "w"], "mixed"),
+        helper.make_node("Cast", ["mixed"], ["y"], name="y", to=TensorProto.UINT8),
+    ]
+    weights = {"w": np.full((WIDTH, WIDTH), 1 / WIDTH, np.float32)}
+    x = np.random.default_rng(0).integers(0, 256, (ROWS, WIDTH)).astype(np.uint8)
+    made = Made(tmp_path, model(nodes, {"x": pixels}, {"y": pixels}, weights), {"x": x})
+    assert made.reasons == {}
+    made.same()
 
 
 def test_a_graph_that_no_receipt_runs_stays(tmp_path: Path) -> None:

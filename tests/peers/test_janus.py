@@ -13,15 +13,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import export_bundle, export_half  # noqa: E402
 from vision_language_checkpoints import JANUS, janus  # noqa: E402
 
 import mmrt  # noqa: E402
 from mmrt.export.checkpoint import Checkpoint  # noqa: E402
 from mmrt.export.families import janus as family  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
+from mmrt.runtime.bundle import Bundle  # noqa: E402
 from mmrt.runtime.errors import ExportError, RequestError  # noqa: E402
 from mmrt.runtime.events import Token  # noqa: E402
+from mmrt.runtime.receipt import read_receipt  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -38,6 +40,7 @@ class Source:
                 transformers.AutoImageProcessor.from_pretrained(checkpoint), _tokenizer(checkpoint)
             )
             self.model = transformers.JanusForConditionalGeneration.from_pretrained(checkpoint).eval()
+        self.checkpoint = checkpoint
         self.pipeline = mmrt.load(bundle, threads=1)
 
     def theirs(self, texts: list[str], scale: float) -> Any:
@@ -101,6 +104,18 @@ def test_codes_and_pixels(each: Source, scale: float) -> None:
     error = np.mean((arrays["pixels"].astype(np.float64) - each.pixels(wanted)) ** 2)
     assert 10 * np.log10(255**2 / max(error, 1e-6)) > 40
     assert arrays["pixels"].std() > 10
+
+
+@pytest.mark.parametrize("each", ["Janus, 32 pixels"], indirect=True)
+def test_in_fp16_a_code_may_be_another_where_it_was_not_clear(each: Source, tmp_path: Path) -> None:
+    """And of two pictures, that of the golden codes is compared."""
+    bundle = Bundle(export_half(each.checkpoint, each.pipeline.bundle.path, tmp_path / "half.mmrt"))
+    checks = {check.what: check for check in read_receipt(bundle).checks if check.precision == "fp16"}
+    assert all(check.passed for check in checks.values())
+    parted = checks["greedy: sequences, every step rounded"]
+    assert parted.margin is not None
+    assert parted.margin < 0.01
+    assert (checks["greedy: pixels, every step rounded"].psnr or 0) > 40
 
 
 def test_guidance_changes_the_picture(source: Source) -> None:

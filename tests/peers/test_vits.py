@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import export_bundle, export_half  # noqa: E402
 from speech_checkpoints import KINDS, LETTERS, save_vits  # noqa: E402
 
 import mmrt  # noqa: E402
@@ -116,3 +116,17 @@ def test_odd_upsampling_is_refused(tmp_path: Path) -> None:
         folder = save_vits(tmp_path / "odd", "MMS", upsample_kernel_sizes=[7, 4])
     with pytest.raises(ExportError, match="upsample_kernel_sizes has 7 for the rate 4"):
         vits.recipe(Checkpoint(folder))
+
+
+def test_in_fp16_a_sound_is_as_long_as_in_fp32(sources: Sources, tmp_path: Path) -> None:
+    """How long is decided in two graphs, of which as much stays in fp32; what speaks is in fp16."""
+    folder = sources("MMS")[2].bundle.path
+    half = mmrt.load(export_half(folder.parent / "checkpoint", folder, tmp_path / "half.mmrt"), precision="fp16")
+    precisions = {name: variant.precision for name, variant in half.variants.items()}
+    assert precisions == {"text": "fp16", "durations": "fp32", "speech": "fp16"}
+    assert {"choice"} < {island.reason for island in half.variants["text"].islands}
+    assert "choice" not in {island.reason for island in half.variants["speech"].islands if island.op == "Conv"}
+    for text in TEXTS:
+        wanted, found = (each.generate(text, seed=1).audio.samples for each in (sources("MMS")[2], half))
+        assert found.shape == wanted.shape
+        assert np.linalg.norm(found - wanted) < 0.02 * np.linalg.norm(wanted)

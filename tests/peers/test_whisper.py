@@ -15,7 +15,7 @@ from click.testing import CliRunner
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import export_bundle, export_half  # noqa: E402
 from whisper_checkpoints import KINDS, LANGUAGES, RATE, SECONDS, save_whisper  # noqa: E402
 
 import mmrt  # noqa: E402
@@ -23,8 +23,10 @@ from mmrt.cli.main import cli  # noqa: E402
 from mmrt.cli.subtitles import SUBTITLES  # noqa: E402
 from mmrt.export.families.whisper import LogMel  # noqa: E402
 from mmrt.export.quiet import quiet  # noqa: E402
+from mmrt.runtime.bundle import Bundle  # noqa: E402
 from mmrt.runtime.errors import RequestError  # noqa: E402
 from mmrt.runtime.events import Done, Token  # noqa: E402
+from mmrt.runtime.receipt import read_receipt  # noqa: E402
 
 torch.set_num_threads(1)
 LENGTHS = (1, 31, 100)  # the buffers have 32 places, or 64 at first and then 128
@@ -45,7 +47,7 @@ class Source:
     """transformers' model of a checkpoint, and the bundle that was made of it."""
 
     def __init__(self, checkpoint: Path, bundle: Path) -> None:
-        self.bundle = bundle
+        self.checkpoint, self.bundle = checkpoint, bundle
         with quiet():
             self.processor = transformers.WhisperProcessor.from_pretrained(checkpoint)
             self.model = transformers.WhisperForConditionalGeneration.from_pretrained(checkpoint).eval()
@@ -319,3 +321,39 @@ def test_errors(sources: Callable[[str], Source], name: str) -> None:
     request, message = ERRORS[name]
     with pytest.raises(RequestError, match=message):
         sources("several languages").pipeline.generate(**request)
+
+
+# ---------------------------------------------------------------- in fp16
+
+
+def test_in_fp16_tokens_part_only_where_they_were_not_clear(sources: Callable[[str], Source], tmp_path: Path) -> None:
+    """With timestamps too, of which transformers' scores of every window say it."""
+    source = sources("large")
+    bundle = export_half(source.checkpoint, source.bundle, tmp_path / "half.mmrt")
+    checks = {check.what: check for check in read_receipt(Bundle(bundle)).checks if check.precision == "fp16"}
+    assert all(check.passed for check in checks.values())
+    parted = [check.margin for what, check in checks.items() if "timestamps: sequences" in what]
+    assert any(margin is not None and 0 < margin < 0.12 for margin in parted)
+
+
+def test_margins_are_the_likeliest_tokens_lead(sources: Callable[[str], Source]) -> None:
+    """In the first window, less where a timestamp might have come, or where what was left out decides what follows."""
+    source = sources("large")
+    with np.load(source.bundle / "golden.npz") as golden:
+        tokens, margins = (golden[f"run/timestamps/{kind}/sequences"] for kind in ("out", "margin"))
+        features = torch.from_numpy(golden["graph/features/0/out/features"])
+    assert margins.shape == (len(tokens), tokens.shape[1] + 1)
+    with quiet(), torch.no_grad():
+        found = source.model.generate(
+            features, return_timestamps=True, do_sample=False, max_new_tokens=tokens.shape[1], output_scores=True,
+            output_logits=True, return_dict_in_generate=True, force_unique_generate_call=True, task="transcribe",
+        )  # fmt: skip
+    best = torch.stack([step.topk(2).values for step in found.scores], dim=1)
+    lead = ((best[..., 0] - best[..., 1]) / torch.stack([step.std(dim=1) for step in found.logits], dim=1)).numpy()
+    start = found.sequences.shape[1] - len(found.scores)
+    for row, new in enumerate(found.sequences[:, start:].numpy()):
+        least = min(len(new), tokens.shape[1])
+        alike = int((np.append(new[:least] == tokens[row, :least], False)).argmin())
+        assert alike > 3
+        assert (margins[row, :alike] <= lead[row, :alike] + 1e-4).all()
+        assert np.isclose(margins[row, :alike], lead[row, :alike], atol=1e-4).mean() > 0.5

@@ -167,6 +167,35 @@ def test_margins_of_another_shape_are_a_damaged_receipt() -> None:
         compare_tokens("x", TOKENS + 1, TOKENS, MARGINS[:, :3], "fp16")
 
 
+@pytest.mark.parametrize(("end", "passes"), [(0.1, True), (0.2, False), (None, False)])
+def test_a_row_may_go_on_where_its_end_was_not_clear(end: float | None, passes: bool) -> None:
+    found = np.pad(TOKENS, ((0, 0), (0, 2)))
+    found[0, 4] = 7
+    ends = np.zeros((2, 0 if end is None else 1), np.float32) + np.float32(end or 0)
+    check = compare_tokens("x", found, TOKENS, np.concatenate([MARGINS, ends], axis=1), "fp16")
+    assert check.passed is passes
+
+
+@pytest.mark.parametrize(
+    ("parted", "margin"),
+    [
+        ([(0, 1)], 1.0),
+        ([(0, 1), (1, 0)], 1.0),  # chosen in the same step, and both have to be close
+        ([(2, 0), (0, 1)], 1.0),
+        ([(1, 0), (1, 1)], 0.1),  # the first came a step earlier
+        ([(0, 0), (1, 1)], 0.05),
+    ],
+)
+def test_of_codebooks_the_code_that_was_chosen_first_counts(parted: list[tuple[int, int]], margin: float) -> None:
+    wanted = np.arange(6).reshape(1, 3, 2)
+    margins = np.array([[[0.05, 1.0], [0.1, 1.0], [0.1, 1.0]]], np.float32)
+    found = wanted.copy()
+    for frame, book in parted:
+        found[0, frame, book] += 1
+    check = compare_tokens("x", found, wanted, margins, "fp16", delays=(0, 1))
+    assert (check.margin, check.passed) == (pytest.approx(margin), margin < 0.12)
+
+
 @pytest.mark.parametrize(("score", "passes"), [(-2.01, True), (-2.1, False), (np.nan, False)])
 def test_beams_may_be_others_that_are_as_likely(score: float, passes: bool) -> None:
     scores, wanted = np.array([-1.0, score], np.float32), np.array([-1.0, -2.0], np.float32)
