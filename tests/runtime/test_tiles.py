@@ -46,6 +46,6 @@ def test_equal_parts(length: int, scale: int, dtype: type, axis: int) -> None:
 def test_one_fades_into_the_next(dtype: type) -> None:
     parts = [(Span(0, 10), np.full((1, 10), 10, dtype)), (Span(2, 12), np.full((1, 10), 50, dtype))]
     found = joined(parts, 12, 1, axis=1)[0]
-    assert found[:4].tolist() == [10] * 4
-    assert found[8:].tolist() == [50] * 4
-    assert found[4:8].tolist() == [15, 25, 35, 45]
+    assert found[:5].tolist() == [10] * 5
+    assert found[5:7].tolist() == [20, 40]
+    assert found[7:].tolist() == [50] * 5
