@@ -66,17 +66,18 @@ def _write(
     )
     each = len(found.tokens) // sum(prompt[-1].size for prompt in conditional)
     loop = _Loop(stage, engines, run, prompts, copies, each, rule.max_new_tokens)
-    loop.prefill()
+    newest = loop.prefill()
     rows = found if run.device.kind == "cuda" and isinstance(found, Rows) and not refusal(rule) else None
     if rows is not None:
-        loop.choose_by(rule, conditional)
+        loop.choose_by(rule, conditional, newest)
     while not found.done:
         if rows is not None:
             rows.take(loop.choose())
         else:
-            best = loop.step(found.tokens)
+            best = loop.step(newest)
             if (best is None or not found.follow(best)) and (order := found.advance(loop.logits())) is not None:
                 loop.take(order)
+            newest = found.tokens
         run.first_token = run.first_token or time.perf_counter() - run.started
         yield from found.certain()
     run.completions = found.results()
@@ -242,18 +243,19 @@ class _Loop:
         self._likeliest: Numbers | None = None
         self._choice: dict[str, Array] = {}  # by which the device chooses
 
-    def prefill(self) -> None:
-        """Put all but the last token of every prompt into the caches."""
+    def prefill(self) -> list[int]:
+        """Put all but the last token of every prompt into the caches; the last ones, which need not be alike where a
+        prompt has an unconditional row."""
         if (longest := max(map(len, self._prompts))) > 1:
             self._bind(longest - 1, longest - 1)
             self._device.write(self._arrays["tokens"], _padded(self._prompts, self._stage.pad)[:, : longest - 1])
             self._run_graphs()
         self._places = [len(prompt) - 1 for prompt in self._prompts]
+        return [int(token) for prompt in self._prompts for token in np.ravel(prompt[-1])]
 
     def first(self) -> Float32:
         """What follows the prompts, (rows, vocabulary)."""
-        self.prefill()
-        self.step([int(prompt[-1]) for prompt in self._prompts])
+        self.step(self.prefill())
         return self.logits()
 
     def step(self, tokens: list[int]) -> list[int] | None:
@@ -268,12 +270,13 @@ class _Loop:
         self._places = [place + 1 for place in self._places]
         return self._likeliest.read() if self._likeliest is not None else None
 
-    def choose_by(self, rules: Rules, prompts: Sequence[Int64]) -> None:
-        """From now on let the device choose, for the rows of these conditional `prompts`: see `choose`."""
+    def choose_by(self, rules: Rules, prompts: Sequence[Int64], newest: list[int]) -> None:
+        """From now on let the device choose, after the `newest` tokens, for the rows of these conditional `prompts`:
+        see `choose`."""
         device, arrays, rows = self._device, self._arrays, len(prompts) * self._each
         self._bind(self._length + 1, 1)
         assert self._tokens is not None
-        self._tokens.write([int(prompt[-1]) for prompt in self._prompts])
+        self._tokens.write(newest)
         self._positions.write(self._places)
         uniforms = np.zeros((rows, 1))
         if rules.temperature:

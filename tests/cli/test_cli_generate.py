@@ -185,7 +185,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def test_a_process_makes_the_picture_and_says_nothing_on_stderr(handmade: Path, tmp_path: Path) -> None:
-    child = start("generate", handmade, "red", "blue", "-o", tmp_path / "a.png", "--seed", 1)
+    child = start("generate", handmade, "red", "blue", "--device", "cpu", "-o", tmp_path / "a.png", "--seed", 1)
     out, err = child.communicate(timeout=120)
     assert (child.returncode, err) == (0, "")
     assert len(out.splitlines()) == 2
@@ -195,7 +195,7 @@ def test_a_process_makes_the_picture_and_says_nothing_on_stderr(handmade: Path, 
 def test_a_process_says_an_error_in_one_line(name: str, damaged: Path, tmp_path: Path) -> None:
     damage = damages.DAMAGES[name]
     damage.apply(damaged)
-    child = start("generate", damaged, "red", "-o", tmp_path / "a.png")
+    child = start("generate", damaged, "red", "--device", "cpu", "-o", tmp_path / "a.png")
     out, err = child.communicate(timeout=120)
     assert (child.returncode, out) == (1, "")
     assert err.startswith("mmrt: ")
@@ -207,7 +207,8 @@ def test_a_process_says_an_error_in_one_line(name: str, damaged: Path, tmp_path:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_ends_in_one_line_and_leaves_no_part(handmade: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.png"
-    child = start("generate", handmade, "red", "-o", output, "--preview", "--steps", 1000, "--size", "1024x1024")
+    request = ("red", "--device", "cpu", "--preview", "--steps", 1000, "--size", "1024x1024")
+    child = start("generate", handmade, *request, "-o", output)
     deadline = time.monotonic() + 120
     while not output.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
