@@ -8,6 +8,7 @@ weights in memory several times.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -38,6 +39,12 @@ def load(path: str) -> ir.Model:
     if any(value.name and value.dtype is None for node in model.graph for value in node.outputs):
         common.ShapeInferencePass()(model)
     return model
+
+
+def has_sequences(path: Path) -> bool:
+    """Whether values of an ONNX file are sequences of tensors, whose types do not survive what `load` does."""
+    values = (value for node in ir.load(path).graph.all_nodes() for value in node.outputs)
+    return any(isinstance(value.type, ir.SequenceType) or "Sequence" in value.producer().op_type for value in values)
 
 
 def is_float(value: ir.Value | None) -> bool:

@@ -58,7 +58,7 @@ def halve(
     """
     source = bundle / graph.variants[0].file
     target = bundle / f"graphs/{name}.fp16.onnx"
-    if not calls:
+    if not calls or casts.has_sequences(source):
         return None
     saturated = _can_saturate(source, calls)
     model = _load(source, saturated)

@@ -431,6 +431,16 @@ def test_a_graph_of_whole_numbers_has_nothing_to_halve(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "graphs").iterdir()] == ["g.fp32.onnx"]
 
 
+def test_a_graph_with_sequences_of_tensors_stays(tmp_path: Path) -> None:
+    nodes = [
+        node("SequenceConstruct", ["x", "x"], "both"),
+        node("ConcatFromSequence", ["both"], "joined", axis=1),
+        node("MatMul", ["joined", "w"], "y"),
+    ]
+    made = Made(tmp_path, model(nodes, X, Y, {"w": draw(2 * WIDTH, WIDTH)}), {"x": draw(3, WIDTH)})
+    assert made.variant is None
+
+
 def test_a_graph_that_pixels_go_into_and_come_from_is_halved(tmp_path: Path) -> None:
     pixels = (TensorProto.UINT8, ["rows", WIDTH])
     nodes = [
