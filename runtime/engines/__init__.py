@@ -50,6 +50,9 @@ class Engine(Protocol):
         ...
 
 
+_CRASHING = {"fp16": ("NchwcTransformer",)}  # in ONNX Runtime 1.32, where a MatMul reads what a Transpose made
+
+
 def load_onnx(
     graph: str, spec: manifest.Graph, variant: manifest.Variant, bundle: Bundle, place: Place, threads: int
 ) -> Engine:
@@ -63,7 +66,7 @@ def load_onnx(
         raise EngineError(f"ONNX Runtime {what}: pip install 'mmrt[{extra}]'") from None
     if isinstance(place, Gpu):
         return onnx_cuda.CudaOnnxEngine(graph, spec, file, place)
-    return onnx.OnnxEngine(graph, spec, file, threads)
+    return onnx.OnnxEngine(graph, spec, file, threads, without=_CRASHING.get(variant.precision, ()))
 
 
 def load_tensorrt(

@@ -36,8 +36,12 @@ class OnnxEngine:
         file: Path,
         threads: int = 0,
         providers: Sequence[Any] = ("CPUExecutionProvider",),
+        without: Sequence[str] = (),
     ) -> None:
-        """`threads` of 0 leaves their number to ONNX Runtime. Raises `EngineError` or `BundleError`."""
+        """`threads` of 0 leaves their number to ONNX Runtime; `without` are optimizers of its own that it does without.
+
+        Raises `EngineError` or `BundleError`.
+        """
         self.graph = graph
         self.inputs: Mapping[str, manifest.Array] = spec.inputs
         self.outputs: Mapping[str, manifest.Array] = spec.outputs
@@ -45,7 +49,9 @@ class OnnxEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what it would log as errors, its exceptions say
         try:
-            self._session = ort.InferenceSession(self._model(file, options), options, providers=list(providers))
+            self._session = ort.InferenceSession(
+                self._model(file, options), options, providers=list(providers), disabled_optimizers=[*without]
+            )
         except Exception as error:  # its exceptions share no base but this
             raise EngineError(f"{file}: ONNX Runtime {ort.__version__} cannot load it: {_line(error)}") from None
         self._compare(file, "input", self._session.get_inputs(), spec.inputs)

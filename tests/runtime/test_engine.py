@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import bundles
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import mmrt
+from mmrt.runtime import manifest
+from mmrt.runtime.devices import CPU
+from mmrt.runtime.engines import load_onnx
 from mmrt.runtime.pipeline import Pipeline
 
 CONTEXT = bundles.encode_ids(bundles.ids("a red heart", "blue car"))
@@ -91,3 +99,24 @@ def test_what_does_not_fit_is_said_at_the_border(way: str, changes: dict, says: 
 def test_a_missing_input_is_said_at_the_border(pipeline: Pipeline) -> None:
     with pytest.raises(mmrt.RequestError, match=r"denoiser: input 'context' is missing, wanted float32\(batch, 8, 4\)"):
         pipeline.engines["denoiser"].run({name: array for name, array in arrays().items() if name != "context"})
+
+
+def test_half_precision_does_without_an_optimizer_that_crashes(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Transpose", ["half"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["turned", "weights"], ["product"]),
+        helper.make_node("Cast", ["product"], ["y"], to=TensorProto.FLOAT),
+    ]
+    weights = {"weights": np.eye(32, dtype=np.float16)[::-1].copy()}
+    shapes = {"x": (TensorProto.FLOAT, ["rows", 8, 32])}, {"y": (TensorProto.FLOAT, [8, "rows", 32])}
+    onnx.save(bundles.model(nodes, *shapes, weights), tmp_path / "g.onnx")
+    spec = manifest.Graph(
+        inputs={"x": manifest.Array(dtype="float32", shape=("rows", 8, 32))},
+        outputs={"y": manifest.Array(dtype="float32", shape=(8, "rows", 32))},
+        variants=(variant := manifest.Variant(engine="onnx", precision="fp16", file="g.onnx"),),
+    )
+    bundle = SimpleNamespace(onnx_file=lambda name: tmp_path / name)
+    x = np.arange(3 * 8 * 32, dtype=np.float32).reshape(3, 8, 32)
+    found = load_onnx("g", spec, variant, bundle, CPU, 1).run({"x": x})
+    np.testing.assert_array_equal(found["y"], x.swapaxes(0, 1)[..., ::-1])
