@@ -24,8 +24,11 @@ born, options = float(sys.argv[1]), json.loads(sys.argv[2])
 import mmrt; imported = time.time()
 pipeline = mmrt.load(**options["load"]); loaded = time.time()
 pipeline.generate(**options["inputs"]); done = time.time()
-import resource
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+try:  # what Linux counts as ru_maxrss begins with the parent's
+    peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+except OSError:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"total": done - born, "python": start - born, "import": imported - start, "load": loaded - imported,
                   "generate": done - loaded, "peak_bytes": peak, "device_peak_bytes": pipeline.place.look()}))
 """

@@ -45,14 +45,15 @@ def bundle(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_engines_stand_in_the_manifest_before_other_variants(bundle: Path) -> None:
     opened = Bundle(bundle)
-    engine, onnx = opened.manifest.graphs["negative"].variants
+    engine, *others = opened.manifest.graphs["negative"].variants
     assert (engine.engine, engine.precision, engine.file) == (
         "tensorrt-rtx",
-        "fp32",
-        "engines/negative.fp32.tensorrt-rtx.engine",
+        "fp16",
+        "engines/negative.fp16.tensorrt-rtx.engine",
     )
+    assert [(each.engine, each.precision) for each in others] == [("onnx", "fp32"), ("onnx", "fp16")]
     assert engine.build is not None
-    assert engine.build.source == opened.digest(onnx.file)
+    assert engine.build.source == opened.digest(others[-1].file)
     assert engine.build.capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
     assert engine.build.profiles == ({"rows": m.Range(min=1, opt=2, max=4)},)
     assert (bundle / engine.file).stat().st_size == opened.manifest.files[engine.file].bytes > 10_000
@@ -72,7 +73,7 @@ def test_a_bundle_for_tensorrt_rtx_alone_has_no_weights_twice(model: str, tmp_pa
     opened = Bundle(tmp_path / "negative.mmrt")
     assert [each.engine for each in opened.manifest.graphs["negative"].variants] == ["tensorrt-rtx"]
     assert not [name for name in opened.manifest.files if name.endswith(".onnx")]
-    with pytest.raises(mmrt.EngineError, match=r"negative: .* tensorrt-rtx fp32"):
+    with pytest.raises(mmrt.EngineError, match=r"negative: .* tensorrt-rtx fp16"):
         mmrt.load(tmp_path / "negative.mmrt", device="cpu")
 
 
