@@ -4,8 +4,9 @@
 
 Real architectures at their real sizes with random weights, in fp16, 512 x 512: SD 1.5 with 20 steps and guidance,
 SD-Turbo's shape with one step and none. In turn, in one process: mmrt, diffusers as it is, diffusers with
-torch.compile. For mmrt also each graph's time by the GPU's clock, and the host's time between two steps. Needs an
-NVIDIA GPU with torch for CUDA, diffusers, and mmrt's extras `export` and `cuda`, `rtx` or `tensorrt`. Not yet run.
+torch.compile. For mmrt also each graph's time by the GPU's clock, and the host's time between two steps; its engines
+are built first, where TensorRT is installed. Needs an NVIDIA GPU with torch for CUDA, diffusers, and mmrt's extras
+`export` and `cuda`, `rtx` or `tensorrt`. Not yet run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from checkpoints import sd15, sd_turbo
 
 import mmrt
 from mmrt.export.exporter import export
+from mmrt.runtime.build import build
+from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.engines.nvidia import Kind
 from mmrt.runtime.events import Step
 from mmrt.runtime.pipeline import Pipeline
 
@@ -55,7 +59,9 @@ def main() -> None:
     for name in args.models:
         model = MODELS[name]
         checkpoint = model.checkpoint(args.work / name)
-        pipeline = mmrt.load(bundle(checkpoint, args.work / f"{name}.mmrt"), device="cuda", engine=args.engine)
+        path = bundle(checkpoint, args.work / f"{name}.mmrt")
+        engines(path, args.engine)
+        pipeline = mmrt.load(path, device="cuda", engine=args.engine, build=False)
         print(f"## {name}: 512 x 512, {model.steps} steps, guidance {model.guidance:g}\n\n{pipeline.describe()}\n")
         ours = measure(lambda p=pipeline, m=model: request(p, m), args.repeat)  # type: ignore[misc]
         breakdown(pipeline, model)
@@ -77,6 +83,20 @@ def bundle(checkpoint: Path, path: Path) -> Path:
         for progress in export(checkpoint, path, precision="fp32,fp16"):
             print(progress, flush=True)
     return path
+
+
+def engines(path: Path, engine: str) -> None:
+    """Build what is not there of TensorRT's engines, of the one that is asked for or else of the best that can."""
+    kinds: tuple[Kind, ...] = ("tensorrt", "tensorrt-rtx")
+    for kind in kinds:
+        if engine not in ("auto", kind):
+            continue
+        try:
+            for event in build(Bundle(path), kind):
+                print(event, flush=True)
+            return
+        except mmrt.EngineError as error:
+            print(f"without {kind}: {error}", flush=True)
 
 
 def request(pipeline: Pipeline, model: Model) -> None:

@@ -52,7 +52,7 @@ def bench(
 
     Medians after one warm-up. `mmrt bench BUNDLE --help` also lists the inputs that the bundle takes.
     """
-    options: dict[str, Any] = {"path": str(bundle), **loading}
+    options: dict[str, Any] = {"path": str(bundle), "build": False, **loading}
     pipeline = load(**options)
     name = positional(pipeline.manifest)
     request = {"seed": 0} | inputs if "seed" in pipeline.manifest.inputs else inputs

@@ -12,7 +12,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from mmrt.cli.options import load_options
+from mmrt.cli.options import build_option, load_options
 from mmrt.runtime import manifest as m
 from mmrt.runtime.arrays import Float32
 from mmrt.runtime.errors import RequestError, printable
@@ -32,6 +32,7 @@ from mmrt.runtime.similarity import score as scores_of
 )
 @click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True, help="So many at a time.")
 @load_options
+@build_option
 def embed(
     bundle: Path,
     texts: tuple[str, ...],
@@ -39,6 +40,7 @@ def embed(
     output: Path | None,
     batch: int,
     loading: dict[str, Any],
+    build: bool,
 ) -> None:
     """Vectors of each TEXT and of each picture, in this order, all of length 1.
 
@@ -50,7 +52,7 @@ def embed(
     files = list(pictures(images))
     if not texts and not files:
         raise RequestError("nothing is given: texts, or pictures with --image")
-    pipeline = load(bundle, **loading)
+    pipeline = load(bundle, build=build, **loading)
     if not all(isinstance(each, m.VectorOutput) for each in pipeline.manifest.outputs.values()):
         raise RequestError(f"{bundle} makes no vectors: mmrt generate {bundle}")
     made, done, shown = list[Float32](), 0, sys.stderr.isatty()
@@ -99,12 +101,14 @@ def pictures(paths: Sequence[Path]) -> Iterator[Path]:
     "--image", "images", multiple=True, required=True, type=click.Path(path_type=Path), help="A picture, or a folder."
 )
 @load_options
+@build_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def score(
     bundle: Path,
     texts: tuple[str, ...],
     images: tuple[Path, ...],
     loading: dict[str, Any],
+    build: bool,
     as_json: bool,
 ) -> None:
     """How well each picture fits each TEXT: their vectors' cosine, and the probability of the text among the texts.
@@ -112,7 +116,7 @@ def score(
     With a model that was trained with sigmoids, such as SigLIP, a text's probability is its own.
     """
     files = list(pictures(images))
-    found = scores_of(load(bundle, **loading), texts, files)
+    found = scores_of(load(bundle, build=build, **loading), texts, files)
     rows = []
     for file, similarities, probabilities in zip(files, *found, strict=True):
         order = np.argsort(-similarities, kind="stable")

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mmrt.cli.options import BundleCommand, load_options, positional
+from mmrt.cli.options import BundleCommand, build_option, load_options, positional
 from mmrt.cli.subtitles import SUBTITLES
 from mmrt.runtime import manifest as m
 from mmrt.runtime import media
@@ -41,6 +41,7 @@ _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\ufffd") | {ord("
 @click.option("--keep", type=click.IntRange(1), help="With --rank: only so many pictures of each text.")
 @click.option("--preview", is_flag=True, help="Rewrite the output with what is seen so far, while it works.")
 @load_options
+@build_option
 @click.option("--json", "as_json", is_flag=True, help="The result with its timings and what made it, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no report.")
 def generate(
@@ -52,6 +53,7 @@ def generate(
     keep: int | None,
     preview: bool,
     loading: dict[str, Any],
+    build: bool,
     as_json: bool,
     quiet: bool,
     inputs: dict[str, Any],
@@ -80,9 +82,9 @@ def generate(
     if output is not None:
         _check_output(output)
     start = time.perf_counter()
-    pipeline = load(bundle, **loading)
+    pipeline = load(bundle, build=build, **loading)
     loaded = time.perf_counter() - start
-    ranker = load(rank, **loading) if rank else None
+    ranker = load(rank, build=build, **loading) if rank else None
     name = positional(pipeline.manifest)
     if texts and name is None:
         raise RequestError(f"{pipeline.manifest.name} takes no text, {texts[0]!r} was given")

@@ -33,7 +33,7 @@ def inspect(path: Path, mermaid: bool, device: str | None, as_json: bool) -> Non
         return
     bundle = Bundle(path)
     if device is not None:
-        click.echo(load(path, device).describe())
+        click.echo(load(path, device, build=False).describe())
     elif as_json:
         click.echo(manifest_file.encode(bundle.manifest).decode(), nl=False)
     elif mermaid:

@@ -77,6 +77,12 @@ def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return gathered
 
 
+def build_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option of `mmrt.load` that those commands take after which a machine may go on to work."""
+    text = "Build engines in the background, for the next time, where TensorRT is installed and has none of the bundle."
+    return click.option("--build/--no-build", default=True, show_default=True, help=text)(command)
+
+
 class InputOption(click.Option):
     """An option that is an input of the bundle."""
 

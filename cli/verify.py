@@ -23,7 +23,7 @@ def verify(bundle: Path, loading: dict[str, Any], as_json: bool) -> None:
 
     Every file's hash is checked too. The column dB is the PSNR of pictures, the SNR of sounds.
     """
-    pipeline = load(bundle, **loading)
+    pipeline = load(bundle, build=False, **loading)
     pipeline.bundle.files(pipeline.manifest.files)
     checks = []
     if not as_json:

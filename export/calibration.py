@@ -7,12 +7,13 @@ with its caches more and more filled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from mmrt.runtime import manifest
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.devices import Array, Device, cpu
-from mmrt.runtime.engines import Engine
+from mmrt.runtime.engines import Call, Engine
 
 _MOST = 16  # calls that are kept of a graph
 
@@ -53,10 +54,8 @@ class Calls:
 class _Recorded:
     """An engine on the CPU that keeps what it reads."""
 
-    capturable = False
-
     def __init__(self, engine: Engine, calls: Calls) -> None:
-        self.graph = engine.graph
+        self.graph, self.sizes = engine.graph, engine.sizes
         self.inputs: Mapping[str, manifest.Array] = engine.inputs
         self.outputs: Mapping[str, manifest.Array] = engine.outputs
         self._engine, self._calls = engine, calls
@@ -71,13 +70,20 @@ class _Recorded:
         arrays: Mapping[str, Array],
         into: Mapping[str, Array] = MappingProxyType({}),
         device: Device = cpu,
-        last: Callable[[], None] | None = None,
-    ) -> tuple[Callable[[], None], dict[str, Array]]:
+        last: Call | None = None,
+    ) -> tuple[Call, dict[str, Array]]:
         call, outputs = self._engine.bind(arrays, into, device)
-        read = {name: arrays[name] for name in self.inputs}
+        return _Kept(call, partial(self._calls.add, {name: arrays[name] for name in self.inputs})), outputs
 
-        def recorded() -> None:
-            self._calls.add(read)
-            call()
 
-        return recorded, outputs
+class _Kept:
+    """A call before which what it reads is kept."""
+
+    capturable = False
+
+    def __init__(self, call: Call, keep: Callable[[], None]) -> None:
+        self._call, self._keep = call, keep
+
+    def __call__(self) -> None:
+        self._keep()
+        self._call()

@@ -30,6 +30,10 @@ class UnreadyError(EngineError):
     """This machine could run the graph after a command that the message names."""
 
 
+class UnbuiltError(UnreadyError):
+    """What is missing is an engine, which can be built here."""
+
+
 class RequestError(MmrtError, ValueError):
     """The caller asked for something that the bundle does not offer."""
 

@@ -35,13 +35,16 @@ def load(
     precision: str = "auto",
     threads: int = 0,
     memory: Memory = "full",
+    build: bool = True,
 ) -> Pipeline:
     """Open a bundle and load its graphs, on the best that this machine can run; `Pipeline.describe` says what and why.
 
     device: "auto", "cpu", "cuda" or "cuda:N"; engine: "auto" or a key of `ENGINES`; precision: "auto", which is the
     fastest here, "fp32", "fp16" or "int8", for the graphs that have it; threads: how many an operator may use on a CPU,
-    0 for one a core; memory: "low" loads each stage's graphs when it comes and lets them go after it. Raises
-    `BundleError` where the bundle is damaged, `EngineError` where this machine cannot run it so.
+    0 for one a core; memory: "low" loads each stage's graphs when it comes and lets them go after it; build: where
+    TensorRT is installed and has no engines of the bundle, they are built in the background, for the next time, while
+    ONNX Runtime serves. Raises `BundleError` where the bundle is damaged, `EngineError` where this machine cannot run
+    it so.
     """
     if memory not in MEMORIES:
         raise EngineError(f"memory is {memory!r}, wanted {' or '.join(MEMORIES)}")
@@ -49,7 +52,7 @@ def load(
     found, refused = places(device, engine)
     for place in found:
         try:
-            return Pipeline(bundle, Engines(bundle, place, engine, precision, threads, memory), refused)
+            return Pipeline(bundle, Engines(bundle, place, engine, precision, threads, memory, build), refused)
         except EngineError as error:
             if place is found[-1]:
                 raise
@@ -120,12 +123,11 @@ class Pipeline:
         return {name: self._selected.variant(name)[1] for name in self._selected}
 
     def describe(self) -> Description:
-        """How each graph runs here, and what was refused for it."""
-        chosen = {name: self._selected.variant(name) for name in self._selected}
-        engines = {
-            name: f"{backend} {variant.precision} on {self.place}" for name, (backend, variant) in chosen.items()
-        }
-        return Description(engines, {**self._refused, **self._selected.refused})
+        """How each graph runs here, what was refused for it, and whether better engines are being built."""
+        return Description(self._engines(), {**self._refused, **self._selected.refused}, self._selected.building())
+
+    def _engines(self) -> dict[str, str]:
+        return {name: f"{self._selected.named(name)} on {self.place}" for name in self._selected}
 
     def _stream(self, request: Request) -> Iterator[Event]:
         run = self._start(request)
@@ -245,7 +247,7 @@ class Pipeline:
             "mmrt": __version__,
             "bundle": {"name": self.manifest.name, "sha256": self.bundle.sha256},
             "request": request.single(self.manifest, index, together),
-            "engines": dict(self.describe().engines),
+            "engines": self._engines(),
         }
 
 

@@ -7,15 +7,17 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from mmrt.runtime import manifest
+from mmrt.runtime import background, manifest
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import CPU, Place, cuda, driver
 from mmrt.runtime.engines import ENGINES, Engine
-from mmrt.runtime.errors import EngineError, EngineWarning, UnreadyError
+from mmrt.runtime.engines.fallback import FallbackEngine
+from mmrt.runtime.engines.tensorrt import TensorRtEngine
+from mmrt.runtime.errors import EngineError, EngineWarning, RequestError, UnbuiltError, UnreadyError
 
 Memory = Literal["full", "low"]
 MEMORIES = ("full", "low")
@@ -30,14 +32,17 @@ _SAID: set[str] = set()
 
 @dataclass(frozen=True)
 class Description:
-    """How a bundle runs here: of each graph its engine, precision and place; and what was refused, with the reason."""
+    """How a bundle runs here: of each graph its engine, precision and place; what was refused, with the reason; and how
+    the building of better engines in the background stands, if there is one."""
 
     engines: Mapping[str, str]
     refused: Mapping[str, str]
+    building: str = ""
 
     def __str__(self) -> str:
         lines = [f"{graph}: {engine}" for graph, engine in self.engines.items()]
-        return "\n".join([*lines, *(f"refused {what}: {why}" for what, why in self.refused.items())])
+        lines += [f"refused {what}: {why}" for what, why in self.refused.items()]
+        return "\n".join([*lines, *([f"building: {self.building}"] if self.building else [])])
 
 
 def places(device: str, engine: str) -> tuple[list[Place], dict[str, str]]:
@@ -47,27 +52,32 @@ def places(device: str, engine: str) -> tuple[list[Place], dict[str, str]]:
     """
     if engine not in ("auto", *ENGINES):
         raise EngineError(f"engine {engine!r} is not supported; engines are auto, {', '.join(ENGINES)}")
-    asked = _GPU.match(device)
-    if device not in ("auto", "cpu") and not asked:
+    asked = gpu_number(device)
+    if device not in ("auto", "cpu") and asked is None:
         raise EngineError(f"device {device!r} is not supported; devices are {DEVICES}")
     kinds = {kind for name, each in ENGINES.items() if engine in ("auto", name) for kind in each.kinds}
     found: list[Place] = []
     refused: dict[str, str] = {}
     if device != "cpu" and "cuda" in kinds:
-        index = int((asked and asked[1]) or 0)
         try:
-            found.append(cuda.gpu(index))
+            found.append(cuda.gpu(asked or 0))
         except EngineError as error:
-            if asked or "cpu" not in kinds:
-                raise EngineError(f"{device if asked else engine}: {error}") from None
+            if asked is not None or "cpu" not in kinds:
+                raise EngineError(f"{engine if asked is None else device}: {error}") from None
             refused["cuda"] = str(error)
             if driver.expected():
                 say_once(f"runs on the CPU: {error}")
-    if not asked and "cpu" in kinds:
+    if asked is None and "cpu" in kinds:
         found.append(CPU)
     if not found:
         raise EngineError(f"the engine {engine!r} runs on {' and '.join(sorted(kinds))}, not on {device}")
     return found, refused
+
+
+def gpu_number(device: str) -> int | None:
+    """N of "cuda:N", 0 of "cuda"; None of what is no GPU."""
+    found = _GPU.match(device)
+    return int(found[1] or 0) if found else None
 
 
 def say_once(message: str) -> None:
@@ -93,18 +103,25 @@ def precisions(manifest_: manifest.Manifest, asked: str, device: str) -> tuple[s
 class Engines(Mapping[str, Engine]):
     """The engines of a bundle's graphs by name, on one place: each is the best that loads, when first asked for.
 
-    With memory "low" they are there only while `lent`.
+    With memory "low" they are there only while `lent`. With `build`, better engines than those of ONNX Runtime are
+    built in the background where there are none.
     """
 
-    def __init__(self, bundle: Bundle, place: Place, engine: str, precision: str, threads: int, memory: Memory) -> None:
+    def __init__(
+        self, bundle: Bundle, place: Place, engine: str, precision: str, threads: int, memory: Memory, build: bool
+    ) -> None:
         self._bundle, self.place, self._threads, self._memory = bundle, place, threads, memory
+        self._precision, self._build = precision, build
         wanted = precisions(bundle.manifest, precision, place.kind)
         backends = [name for name, each in ENGINES.items() if engine in ("auto", name) and place.kind in each.kinds]
         self._candidates = {
             name: _candidates(name, graph, backends, wanted) for name, graph in bundle.manifest.graphs.items()
         }
         self.refused: dict[str, str] = {}
+        self._unready: dict[str, tuple[str, UnreadyError]] = {}  # the first engine of a graph that a command could give
+        self._others: dict[str, str] = {}  # what else serves, for sizes that an engine was not built for
         self._said = False  # how a better engine could be had
+        self._building: background.Building | None = None
         self._loaded: dict[str, Engine] = {}
         self._users: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -132,9 +149,20 @@ class Engines(Mapping[str, Engine]):
                     if self._memory == "low" and not self._users[name]:
                         self._loaded.pop(name, None)
 
+    def building(self) -> str:
+        """How the building of better engines in the background stands; nothing where there is none."""
+        building = self._building
+        return str(building) if building is not None and building.state() != "none" else ""
+
     def variant(self, name: str) -> tuple[str, manifest.Variant]:
         """A graph's engine and variant: those that loaded, else those that are tried next."""
         return self._candidates[name][0]
+
+    def named(self, name: str) -> str:
+        """What runs a graph."""
+        backend, variant = self.variant(name)
+        also = f", {self._others[name]} at other sizes" if name in self._others else ""
+        return f"{backend} {variant.precision}{also}"
 
     def __getitem__(self, name: str) -> Engine:
         found = self._loaded.get(name)
@@ -153,25 +181,63 @@ class Engines(Mapping[str, Engine]):
     def _load(self, name: str) -> Engine:
         """The best that loads; what does not is not tried again."""
         candidates = self._candidates[name]
-        if isinstance(self.place, cuda.Gpu):
-            self.place.driver.trim()  # engines do not take from the pool
         while True:
             backend, variant = candidates[0]
-            spec = self._bundle.manifest.graphs[name].of(variant)
+            if backend == "onnx":
+                self._improve(name)
             try:
-                return ENGINES[backend].load(name, spec, variant, self._bundle, self.place, self._threads)
+                return self._for_all_sizes(name, self._open(name, backend, variant), variant.precision)
             except EngineError as error:
                 if len(candidates) == 1:
                     raise
                 with self._lock:
-                    advises = isinstance(error, UnreadyError) and not self._said
-                    self._said = self._said or advises
-                if advises:
-                    say_once(f"{error}; another engine serves meanwhile")
-                with self._lock:
+                    if isinstance(error, UnreadyError):
+                        self._unready.setdefault(name, (backend, error))
                     if candidates[0] == (backend, variant):
                         del candidates[0]
                         self.refused[f"{backend} {variant.precision} of {name}"] = str(error)
+
+    def _open(self, name: str, backend: str, variant: manifest.Variant) -> Engine:
+        if isinstance(self.place, cuda.Gpu):
+            self.place.driver.trim()  # engines do not take from the pool
+        spec = self._bundle.manifest.graphs[name].of(variant)
+        return ENGINES[backend].load(name, spec, variant, self._bundle, self.place, self._threads)
+
+    def _for_all_sizes(self, name: str, engine: Engine, precision: str) -> Engine:
+        """With ONNX Runtime for sizes that an engine was not built for, where the bundle has a graph for it."""
+        found = (variant for backend, variant in self._candidates[name] if backend == "onnx")
+        variant = next((each for each in found if each.precision == precision), None)
+        if not isinstance(engine, TensorRtEngine) or variant is None:
+            return engine
+
+        def load(problem: str) -> Engine:
+            try:
+                other = self._open(name, "onnx", variant)
+            except EngineError as error:
+                raise RequestError(f"{problem}, and ONNX Runtime does not take them: {error}") from None
+            self._others[name] = f"onnx {precision}"
+            say_once(f"{problem}; ONNX Runtime takes them meanwhile")
+            return other
+
+        return FallbackEngine(self._bundle.manifest.graphs[name].of(variant), engine, load)
+
+    def _improve(self, name: str) -> None:
+        """Before ONNX Runtime serves: begin to build what would be better, or say which command gives it; once."""
+        with self._lock:
+            if name not in self._unready or self._said:
+                return
+            self._said = True
+            backend, error = self._unready[name]
+        said = str(error)
+        if isinstance(error, UnbuiltError) and isinstance(self.place, cuda.Gpu):
+            with suppress(EngineError):
+                self._building = building = background.Building(self._bundle, backend, self.place, self._precision)
+                if self._build:
+                    building.begin()
+                if (state := building.state()) != "none":
+                    said = building.notice if state == "running" else ""  # how it failed, `describe` says
+        if said:
+            say_once(f"{said}; another engine serves meanwhile")
 
     def _check_room(self) -> None:
         """Raise `EngineError` where the GPU's memory cannot even hold the weights."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from checkpoints import SD1, SD2, export_bundle, save_checkpoint
 
-from mmrt.runtime import selection
+from mmrt.runtime import background, selection
 from mmrt.runtime.devices import driver
 
 # A suite that is started in the background ignores SIGINT, and so would the processes that its tests interrupt.
@@ -31,6 +31,14 @@ def on_the_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "_library", lambda: None)
         patch.setattr(selection, "_SAID", {"runs on the CPU: no NVIDIA driver is installed"})
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_in_the_background() -> Iterator[None]:
+    """Engines are built in the background by the tests of that alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(background, "_has_python", lambda: False)
         yield
 
 

@@ -195,7 +195,10 @@ class Double:
 class CapturedEngine(CudaOnnxEngine):
     """One that puts its work into the request's own stream, as TensorRT does, and may be captured."""
 
-    capturable = True
+    def bind(self, *arguments: Any, **more: Any) -> Any:
+        call, outputs = super().bind(*arguments, **more)
+        call.capturable = True  # type: ignore[attr-defined]
+        return call, outputs
 
     def _enqueue(self, binding: Any, device: Cuda, after: Callable[[], None] = lambda: None) -> None:
         self._driver.enqueue(device.stream, lambda: self._session.run_with_iobinding(binding, self._options))

@@ -1,6 +1,7 @@
-"""A double of the modules `tensorrt` and `tensorrt_rtx` as they are at run time, over the host's memory.
+"""A double of the modules `tensorrt` and `tensorrt_rtx`, over the host's memory.
 
-Its engine files name an ONNX graph, which ONNX Runtime computes. Its contexts mind what the real ones do, and more: an
+Its engine files name an ONNX graph, which ONNX Runtime computes. Its builder asks for what the real one does, and
+builds at once. Its contexts mind what the real ones do, and more: an
 unknown name, a shape out of its profile, an address that is missing, activations without memory, and an output that is
 changed in place but lies elsewhere each end in an error, as does a thread whose current GPU is another; what is set
 again without a change is counted.
@@ -25,6 +26,7 @@ VERSION = "11.4.1"
 _NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
 STREAMS: dict[int, Callable[[Callable[[], None]], None]] = {}  # how to put work into a stream; without, it is done
 CURRENT: set[int] = set()  # the threads whose current GPU is the engines'
+BUILDS: list[Callable[[str], str | None]] = []  # what to do when a graph's engine is built; why that fails, if it does
 _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
 
 
@@ -38,6 +40,141 @@ def engine_file(
 
 class ILogger:
     ERROR, INTERNAL_ERROR, WARNING = "error", "internal error", "warning"
+
+
+class NetworkDefinitionCreationFlag(enum.IntEnum):
+    STRONGLY_TYPED = 1
+
+
+class BuilderFlag(enum.Enum):
+    TF32 = 0
+    STRIP_PLAN = 1
+    REFIT_IDENTICAL = 2
+
+
+class MemoryPoolType(enum.Enum):
+    WORKSPACE = 0
+
+
+class Network:
+    """What a parser read."""
+
+    num_layers = 0
+
+    def __init__(self, flags: int) -> None:
+        assert flags == 2, "not strongly typed"
+        self.path, self.inputs, self.outputs = "", list[Any](), list[Any]()
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.outputs)
+
+    def get_input(self, index: int) -> Any:
+        return self.inputs[index]
+
+    def get_output(self, index: int) -> Any:
+        return self.outputs[index]
+
+
+class OnnxParser:
+    num_errors = 0
+
+    def __init__(self, network: Network, log: Any) -> None:
+        self.network = network
+
+    def parse(self, model: bytes, path: str) -> bool:
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self.network.path = path
+        for into, found in (
+            (self.network.inputs, session.get_inputs()),
+            (self.network.outputs, session.get_outputs()),
+        ):
+            for each in found:
+                dims = tuple(dim if isinstance(dim, int) else -1 for dim in each.shape)
+                kind = SimpleNamespace(name=_NAMES[_TYPES[each.type]])
+                into.append(SimpleNamespace(name=each.name, dtype=kind, shape=dims, dims=each.shape))
+        return True
+
+
+class OptimizationProfile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[Sequence[int], ...]] = {}
+
+    def set_shape(self, name: str, least: Sequence[int], usual: Sequence[int], most: Sequence[int]) -> None:
+        assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True))
+        self.shapes[name] = least, usual, most
+
+
+class BuilderConfig:
+    progress_monitor: Any = None
+    num_compute_capabilities = 0
+
+    def __init__(self) -> None:
+        self.flags = {BuilderFlag.TF32}
+        self.profiles: list[OptimizationProfile] = []
+        self.limits: dict[MemoryPoolType, int] = {}
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag)
+
+    def add_optimization_profile(self, profile: OptimizationProfile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
+        assert isinstance(size, int)
+        self.limits[pool] = size
+
+
+class Builder:
+    def __init__(self, log: Any) -> None:
+        assert threading.get_ident() in CURRENT, "TensorRT builds for the thread's current GPU"
+        self.log = log
+
+    def create_network(self, flags: int) -> Network:
+        return Network(flags)
+
+    def create_builder_config(self) -> BuilderConfig:
+        return BuilderConfig()
+
+    def create_optimization_profile(self) -> OptimizationProfile:
+        return OptimizationProfile()
+
+    def build_serialized_network(self, network: Network, config: BuilderConfig) -> bytes | None:
+        assert threading.get_ident() in CURRENT, "TensorRT builds for the thread's current GPU"
+        assert BuilderFlag.TF32 not in config.flags
+        assert config.limits[MemoryPoolType.WORKSPACE] > 0
+        monitor = config.progress_monitor
+        monitor.phase_start("build", None, 2)
+        monitor.step_complete("build", 0)
+        for each in BUILDS:
+            if problem := each(Path(network.path).name):
+                self.log.log(ILogger.ERROR, problem)
+                return None
+        monitor.phase_finish("build")
+        free = {each.name: each.dims for each in network.inputs if any(isinstance(dim, str) for dim in each.dims)}
+        profiles = []
+        for profile in config.profiles:
+            assert profile.shapes.keys() == free.keys()
+            ranges: dict[str, tuple[int, int]] = {}
+            for name, (least, _, most) in profile.shapes.items():
+                for dim, low, high in zip(free[name], least, most, strict=True):
+                    if isinstance(dim, str):
+                        assert ranges.setdefault(dim, (low, high)) == (low, high)
+            profiles.append(ranges)
+        whole = BuilderFlag.STRIP_PLAN not in config.flags
+        return json.dumps({"onnx": network.path, "profiles": profiles, "aliases": {}, "whole": whole}).encode()
+
+
+class IProgressMonitor:
+    pass
 
 
 class TensorIOMode(enum.Enum):
@@ -296,6 +433,12 @@ def module(kind: str = "tensorrt") -> Any:
     return SimpleNamespace(
         __version__=VERSION,
         ILogger=ILogger,
+        Builder=Builder,
+        OnnxParser=OnnxParser,
+        NetworkDefinitionCreationFlag=NetworkDefinitionCreationFlag,
+        BuilderFlag=BuilderFlag,
+        MemoryPoolType=MemoryPoolType,
+        IProgressMonitor=IProgressMonitor,
         TensorIOMode=TensorIOMode,
         TensorLocation=TensorLocation,
         Refitter=Refitter,

@@ -24,7 +24,7 @@ def sources() -> set[str]:
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     found = {f"mmrt/{name}" for name in listed if (ROOT / name).is_file() and Path(name).suffix in (".py", ".cu")}
-    return found | {"mmrt/__init__.py", "mmrt/version.py", "mmrt/py.typed"}
+    return found | {"mmrt/__init__.py", "mmrt/__main__.py", "mmrt/version.py", "mmrt/py.typed"}
 
 
 @pytest.fixture(scope="module")

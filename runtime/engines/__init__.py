@@ -15,17 +15,29 @@ if TYPE_CHECKING:
     from mmrt.runtime.bundle import Bundle
 
 
+class Call(Protocol):
+    """A graph's run over arrays that are bound.
+
+    `capturable` says whether it may be captured into a CUDA graph: it only enqueues work on the device's stream, and
+    allocates nothing.
+    """
+
+    capturable: bool
+
+    def __call__(self) -> None: ...
+
+
 class Engine(Protocol):
     """A loaded graph: a function of named arrays. Safe to call from many threads.
 
-    `capturable` says whether a bound call may be captured into a CUDA graph: it only enqueues work on the device's
-    stream, and allocates nothing.
+    `sizes` are those of free dimensions that it is for, of which others may be slower; dimensions that it has fixed
+    stand as numbers in `inputs` and `outputs`.
     """
 
     graph: str
     inputs: Mapping[str, manifest.Array]
     outputs: Mapping[str, manifest.Array]
-    capturable: bool
+    sizes: Mapping[str, int]
 
     def run(self, arrays: Mapping[str, Array], device: Device = cpu) -> dict[str, Array]:
         """The outputs for `arrays` of a `device` of the engine's place; of these, names that are no inputs are ignored.
@@ -40,8 +52,8 @@ class Engine(Protocol):
         arrays: Mapping[str, Array],
         into: Mapping[str, Array] = MappingProxyType({}),
         device: Device = cpu,
-        last: Callable[[], None] | None = None,
-    ) -> tuple[Callable[[], None], dict[str, Array]]:
+        last: Call | None = None,
+    ) -> tuple[Call, dict[str, Array]]:
         """A call that reads `arrays` where they lie and writes into the outputs returned, for loops; one thread's.
 
         `into` gives some outputs their place, which may be an input's: the graph then changes that in place. `last` is

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmrt.runtime import manifest
+from mmrt.runtime.devices.cuda import Gpu
 from mmrt.runtime.engines.nvidia import DTYPES, Library
 from mmrt.runtime.engines.onnx_file import drop_attribute, fix_dimensions
 from mmrt.runtime.errors import EngineError
@@ -38,21 +39,27 @@ def build(
     onnx: Path,
     wanted: manifest.Build,
     target: Path,
+    place: Gpu | None = None,
 ) -> Iterator[Building]:
     """Write the engine of the ONNX file to `target` as `wanted`, yielding how far it is. Leaving the loop ends the
     building.
 
-    TensorRT builds for this machine's GPU, and needs one; TensorRT-RTX needs one where the engine is to be stripped.
-    Raises `EngineError` naming the graph, and the node where there is one.
+    TensorRT builds for a GPU, the `place`, and takes up to half of its free memory to try kernels in, so that others
+    go on; TensorRT-RTX needs one where the engine is to be stripped. Raises `EngineError` naming the graph, and the
+    node where there is one.
     """
     trt = library.module
     library.log.take()
+    if place is not None:
+        place.driver.here()
     builder = trt.Builder(library.log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(library, graph, network, onnx, fixed(wanted))
     _compare(library, graph, network, spec, fixed(wanted))
     _allow_decomposing(trt, network)
     config = _config(trt, builder)
+    if place is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, place.driver.memory()[0] // 2)
     for profile in wanted.profiles:
         config.add_optimization_profile(_profile(library, graph, builder, spec, profile))
     if wanted.stripped:
@@ -64,7 +71,13 @@ def build(
             config.set_compute_capability(_capability(library, capability), index)
     monitor = _monitor(trt)
     config.progress_monitor = monitor
-    serialized = yield from _watched(monitor, graph, lambda: builder.build_serialized_network(network, config))
+
+    def work() -> Any:
+        if place is not None:
+            place.driver.here()  # it is another thread
+        return builder.build_serialized_network(network, config)
+
+    serialized = yield from _watched(monitor, graph, work)
     if serialized is None:
         raise EngineError(f"{graph}: {library} cannot build it: {_short(library.log.take())}")
     with target.open("wb") as file:

@@ -18,7 +18,7 @@ from mmrt.runtime import folders
 from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import hash_file
 from mmrt.runtime.engines.nvidia import NAMES, Kind
-from mmrt.runtime.errors import UnreadyError
+from mmrt.runtime.errors import UnbuiltError
 from mmrt.runtime.files import whole
 
 
@@ -75,7 +75,7 @@ def has(graph: str, variant: m.Variant) -> bool:
 
 
 def find(wanted: Wanted) -> tuple[Path, m.Build]:
-    """The engine that was built last of those that fit. Raises `UnreadyError` with what is wrong with the nearest."""
+    """The engine that was built last of those that fit. Raises `UnbuiltError` with what is wrong with the nearest."""
     problems = []
     for path, entry in _entries():
         variant = entry.variant
@@ -89,7 +89,7 @@ def find(wanted: Wanted) -> tuple[Path, m.Build]:
     # of several, an engine of the same graph is nearer than that of another model that calls its graph the same
     nearest = sorted(problems, key=lambda problem: "another graph" in problem)[:1]
     what = f"an engine is there, but {nearest[0]}" if nearest else "no engine was built here"
-    raise UnreadyError(f"{what}: mmrt build {wanted.bundle} --target {wanted.kind}")
+    raise UnbuiltError(f"{what}: mmrt build {wanted.bundle} --target {wanted.kind}")
 
 
 def _entries() -> Iterator[tuple[Path, Entry]]:

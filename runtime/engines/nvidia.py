@@ -22,9 +22,13 @@ DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-
 _IDLE: list[tuple[Any, Any]] = []  # modules' loggers that nobody uses
 _LOCK = threading.Lock()
+
+
+def capability(place: Any) -> str:
+    """The compute capability of a place's GPU, such as 8.9."""
+    return "{}.{}".format(*place.driver.capability)
 
 
 class Library:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from mmrt.runtime import manifest
 from mmrt.runtime.arrays import AnyArray, mismatch
 from mmrt.runtime.devices import Array, Device, cpu
+from mmrt.runtime.engines import Call
 from mmrt.runtime.errors import BundleError, EngineError, RequestError
 
 _DTYPES = {
@@ -27,7 +28,7 @@ _DTYPES = {
 class OnnxEngine:
     """A graph in an ONNX Runtime session; arrays are NumPy arrays."""
 
-    capturable = False
+    sizes: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -73,8 +74,8 @@ class OnnxEngine:
         arrays: Mapping[str, Array],
         into: Mapping[str, Array] = MappingProxyType({}),
         device: Device = cpu,
-        last: Callable[[], None] | None = None,
-    ) -> tuple[Callable[[], None], dict[str, Array]]:
+        last: Call | None = None,
+    ) -> tuple[Call, dict[str, Array]]:
         """See `Engine.bind`."""
         sizes = self._check(arrays)
         bound = last if isinstance(last, _Bound) else _Bound(self._session, self._failed)
@@ -119,6 +120,8 @@ class OnnxEngine:
 
 class _Bound:
     """A call of a session, and what is bound for it: that alone which changes is bound again."""
+
+    capturable = False
 
     def __init__(self, session: ort.InferenceSession, failed: Callable[[Exception], EngineError]) -> None:
         self._session, self._binding, self._failed = session, session.io_binding(), failed

@@ -2,8 +2,10 @@
 
 It takes a stream for good when a session is made. So each session has one of its own: what it is asked waits for the
 request's stream, and that for it, by events, and the host for neither. A call of it is not captured into a CUDA graph:
-it frees what it staged in the host's memory, where a replay would read again. Its own graphs are left out, as it makes
-the host wait after each replay.
+it frees what it staged in the host's memory, where a replay would read again. Its own graphs (`enable_cuda_graph`) are
+left out, too: it keeps each until the session ends, and every request's arrays lie elsewhere and need another; it has
+them for each thread apart, where a request may go on in another; and while it captures, CUDA refuses what other threads
+ask that may not be captured, such as memory.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import io
 import re
 import threading
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +26,7 @@ import onnxruntime as ort
 from mmrt.runtime import manifest
 from mmrt.runtime.devices import Array, Device, cpu
 from mmrt.runtime.devices.cuda import Cuda, DeviceArray, Gpu
+from mmrt.runtime.engines import Call
 from mmrt.runtime.engines.onnx import OnnxEngine, shaped
 from mmrt.runtime.engines.onnx_file import drop_attribute
 from mmrt.runtime.errors import EngineError
@@ -92,8 +95,8 @@ class CudaOnnxEngine(OnnxEngine):
         arrays: Mapping[str, Array],
         into: Mapping[str, Array] = MappingProxyType({}),
         device: Device = cpu,
-        last: Callable[[], None] | None = None,
-    ) -> tuple[Callable[[], None], dict[str, Array]]:
+        last: Call | None = None,
+    ) -> tuple[Call, dict[str, Array]]:
         """See `Engine.bind`."""
         assert isinstance(device, Cuda)
         sizes = self._check(arrays)
@@ -103,13 +106,8 @@ class CudaOnnxEngine(OnnxEngine):
         }
         self._check_outputs(outputs, sizes)
         binding = self._binding(arrays, outputs)
-        held = [arrays[name] for name in self.inputs], outputs  # the binding knows their addresses only
-
-        def call() -> None:
-            assert held
-            self._enqueue(binding, device)
-
-        return call, outputs
+        held = [*(arrays[name] for name in self.inputs), *outputs.values()]
+        return _Bound(partial(self._enqueue, binding, device), held), outputs
 
     def _model(self, file: Path, options: ort.SessionOptions) -> str | bytes:
         """Without a wish for Attention's softmax, which the provider refuses at every call: on a GPU it is in fp32."""
@@ -146,6 +144,19 @@ class CudaOnnxEngine(OnnxEngine):
             driver.enqueue(stream, work)
             after()
             driver.wait(device.stream, driver.record(stream))
+
+
+class _Bound:
+    """A call of a session."""
+
+    capturable = False
+
+    def __init__(self, enqueue: Callable[[], None], held: list[Array]) -> None:
+        """`held` are the arrays: the binding knows only where they lie."""
+        self._enqueue, self._held = enqueue, held
+
+    def __call__(self) -> None:
+        self._enqueue()
 
 
 def _free(dim: int | str, sizes: Mapping[str, int]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmrt.runtime.arrays import AnyArray, Float32, Int64
 from mmrt.runtime.devices import Array, Device, cpu
+from mmrt.runtime.engines import Call
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.events import Segment
 from mmrt.runtime.manifest import Autoregress, Diffuse, Shape
@@ -151,9 +152,7 @@ class Run:
         yield
         self.marks.append((graph, start, self.device.mark()))
 
-    def round(
-        self, calls: Mapping[str, Callable[[], None]], after: Callable[[], None], capturable: bool
-    ) -> Callable[[], None]:
+    def round(self, calls: Mapping[str, Call], after: Callable[[], None]) -> Callable[[], None]:
         """One round of a loop: the calls of its graphs, and what comes `after` them; as one where that is possible."""
 
         def plain() -> None:
@@ -167,7 +166,7 @@ class Run:
                 call()
             after()
 
-        replay = self.device.record(bare) if capturable else None
+        replay = self.device.record(bare) if all(call.capturable for call in calls.values()) else None
         if replay is None:
             return plain
 

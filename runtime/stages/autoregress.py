@@ -14,7 +14,7 @@ from mmrt.runtime.arrays import Float32, Int64, fitted
 from mmrt.runtime.codes import Codes
 from mmrt.runtime.devices import Array, Numbers, cpu
 from mmrt.runtime.devices.choice import choice, refusal
-from mmrt.runtime.engines import Engine
+from mmrt.runtime.engines import Call, Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Token
 from mmrt.runtime.request import Request
@@ -229,13 +229,14 @@ class _Loop:
         self._first = max(map(len, self._prompts)) - 1 + min(new, _FIRST)  # places that are wanted for sure
         self._length = self._capacity = 0  # of the longest row
         self._width = self._size = 0  # tokens that the graphs are bound for: of a row, of all
-        self._calls: dict[str, Callable[[], None]] = {}
+        self._calls: dict[str, Call] = {}
         specs = {name: spec for engine in self._engines.values() for name, spec in engine.inputs.items()}
+        sizes = {dim: size for engine in self._engines.values() for dim, size in engine.sizes.items()}
         rows = len(self._prompts)
         self._least = _SMALLEST
         for name in stage.caches:
             _, heads, length, width = specs[name].shape
-            self._least = length if isinstance(length, int) else self._least
+            self._least = length if isinstance(length, int) else sizes.get(length, self._least)
             self._arrays[name] = self._device.zeros((rows, heads, 0, width), specs[name].dtype)  # type: ignore[arg-type]
         self._arrays["positions"] = self._device.zeros((rows,), np.int64)
         self._positions, self._places = self._device.numbers(self._arrays["positions"]), [0] * rows
@@ -299,7 +300,7 @@ class _Loop:
     def _chosen_round(self) -> Callable[[], None]:
         arrays = {name: self._arrays[name] for name in ("logits", "tokens", "positions")}
         after = partial(self._device.choose_token, **arrays, **self._choice)
-        return self._run.round(self._calls, after, all(engine.capturable for engine in self._engines.values()))
+        return self._run.round(self._calls, after)
 
     def logits(self) -> Float32:
         """What follows, (rows, vocabulary)."""

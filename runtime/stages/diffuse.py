@@ -11,7 +11,7 @@ import numpy as np
 from mmrt.runtime import manifest, samplers
 from mmrt.runtime.arrays import Float32, fitted
 from mmrt.runtime.devices import Array, Device, cpu
-from mmrt.runtime.engines import Engine
+from mmrt.runtime.engines import Call, Engine
 from mmrt.runtime.errors import BundleError, RequestError
 from mmrt.runtime.events import Event, Step
 from mmrt.runtime.noise import TorchCuda
@@ -59,7 +59,7 @@ def diffuse(stage: manifest.Diffuse, engines: Mapping[str, Engine], run: Run) ->
         )
 
     advance()
-    go_on = run.round(calls, advance, all(engines[graph].capturable for graph in stage.graphs))
+    go_on = run.round(calls, advance)
     for number, row in enumerate(table.rows, 1):
         if row.s and not generators:
             device.write(noise, run.draw(latents.shape[1:]))
@@ -102,7 +102,7 @@ def _start(stage: manifest.Diffuse, table: samplers.Table, run: Run) -> Float32:
 
 def _bind(
     stage: manifest.Diffuse, engines: Mapping[str, Engine], arrays: dict[str, Array], device: Device
-) -> dict[str, Callable[[], None]]:
+) -> dict[str, Call]:
     calls = {}
     for graph in stage.graphs:
         given = fitted(arrays, engines[graph].inputs, device.cast)

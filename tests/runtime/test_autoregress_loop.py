@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ STAGE = m.Autoregress(graphs=("step",), caches={"key": "new_key"}, limit=200, pr
 class Engine:
     """Notes how long the caches are that it is bound to; its logits say how many tokens came before."""
 
-    capturable = False
     graph = "step"
 
-    def __init__(self, capacity: int | str) -> None:
+    def __init__(self, capacity: int | str, sizes: Mapping[str, int] = MappingProxyType({})) -> None:
+        self.sizes = sizes
         cache = m.Array(dtype="float32", shape=("rows", 1, capacity, 2))
         tokens = m.Array(dtype="int64", shape=("rows", "sequence"))
         self.inputs = {"tokens": tokens, "positions": m.Array(dtype="int64", shape=("rows",)), "key": cache}
@@ -66,6 +66,19 @@ def test_caches_have_room_for_the_first_tokens_or_the_length_that_an_engine_fixe
         assert running.step([0, 0]) is None
         assert (running.logits() == before).all()
     assert engine.lengths == lengths
+
+
+def test_a_length_that_an_engine_is_for_is_the_first_and_not_the_last() -> None:
+    engine = Engine("capacity", {"capacity": 64})
+    running = loop(engine, prompt=20, new=60)
+    running.prefill()
+    for _ in range(60):
+        running.step([0, 0])
+    assert engine.lengths == [128, 128]
+    assert _limit(STAGE, {"step": engine}) == 200  # type: ignore[dict-item]
+    few = loop(engine, prompt=20, new=10)
+    few.prefill()
+    assert engine.lengths[2:] == [64]
 
 
 @pytest.mark.parametrize(("capacity", "limit"), [("capacity", 200), (64, 64), (512, 200)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tensorrt_double
@@ -47,7 +48,7 @@ def test_engines_are_built_once_and_found(handmade: Path) -> None:
     assert not found.stripped
     with pytest.raises(mmrt.EngineError, match=r"compute capability .*, this one has 9\.0"):
         cache.find(cache.Wanted("tensorrt-rtx", "denoiser", "fp32", source, version, "9.0"))
-    assert [each.name for each in folders.cache().iterdir()] == ["engines"]
+    assert [each.name for each in (folders.cache() / "builds").iterdir()] == ["lock"]
 
 
 def test_leaving_the_loop_leaves_nothing_half_written(handmade: Path) -> None:
@@ -56,7 +57,7 @@ def test_leaving_the_loop_leaves_nothing_half_written(handmade: Path) -> None:
     assert next(work).share <= 1
     work.close()
     assert len(list((folders.cache() / "engines").glob("*"))) % 2 == 0
-    assert [each.name for each in folders.cache().iterdir()] == ["engines"]
+    assert [each.name for each in (folders.cache() / "builds").iterdir()] == ["lock"]
 
 
 def test_tensorrt_wants_the_gpu(handmade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,21 +72,22 @@ def test_without_the_library_one_line_says_so(handmade: Path, monkeypatch: pytes
         next(build(Bundle(handmade), "tensorrt"))
 
 
-def test_an_old_gpu_has_engines_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_gpu_has_engines_of_its_own() -> None:
     from mmrt.runtime.build import _capabilities
 
-    assert "7.5" not in _capabilities("tensorrt-rtx")
-    turing = SimpleNamespace(driver=SimpleNamespace(capability=(7, 5)))
-    monkeypatch.setattr(cuda, "gpu", lambda index: turing)
-    assert _capabilities("tensorrt-rtx") == ("7.5",)
-    assert _capabilities("tensorrt") == ("7.5",)
+    assert "7.5" not in _capabilities("tensorrt-rtx", None)
+    turing: Any = SimpleNamespace(driver=SimpleNamespace(capability=(7, 5)))
+    assert _capabilities("tensorrt-rtx", turing) == ("7.5",)
+    assert _capabilities("tensorrt", turing) == ("7.5",)
 
 
 def test_for_a_gpu_that_the_library_does_not_know_nothing_is_built(
     handmade: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    hopper = SimpleNamespace(driver=SimpleNamespace(capability=(9, 0)))
+    hopper = SimpleNamespace(
+        driver=SimpleNamespace(capability=(9, 0), here=lambda: None, memory=lambda: (8 << 30, 16 << 30))
+    )
     monkeypatch.setattr(cuda, "gpu", lambda index: hopper)
     with pytest.raises(mmrt.EngineError, match=r"builds for no GPU of compute capability 9\.0; it does for 7\.5, 8\.0"):
         list(build(Bundle(handmade), "tensorrt-rtx"))

@@ -29,6 +29,7 @@ from mmrt.runtime import manifest as m
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import cuda
 from mmrt.runtime.engines import cache, tensorrt
+from mmrt.runtime.engines.context import _ACTIVATIONS
 from mmrt.runtime.engines.nvidia import Kind, Library
 from mmrt.runtime.errors import EngineWarning
 
@@ -259,10 +260,10 @@ def test_engines_of_a_request_share_the_memory_of_their_activations(damaged: Pat
     assert context(engines["denoiser"]).memory[0] == context(engines["decoder"]).memory[0]
     engines["decoder"].run({"latents": other.put(arrays["latents"].values)}, other)
     assert context(engines["decoder"]).memory[0] != context(engines["denoiser"]).memory[0]
-    kept = len(tensorrt._ACTIVATIONS)
+    kept = len(_ACTIVATIONS)
     del call, device, arrays, pixels, outputs
     gc.collect()
-    assert len(tensorrt._ACTIVATIONS) == kept - 1  # the memory goes with the request
+    assert len(_ACTIVATIONS) == kept - 1  # the memory goes with the request
 
 
 def test_the_first_profile_that_fits_is_taken(damaged: Path, gpu: Gpu) -> None:
@@ -589,6 +590,66 @@ def test_a_whole_request_gives_what_the_cpu_gives(
     assert made.replays > 6
 
 
+class Deferred(Double):
+    """A GPU whose libraries work when the stream comes to it, TensorRT's double too."""
+
+    def here(self) -> None:
+        double.CURRENT.add(threading.get_ident())
+
+
+def test_sizes_that_an_engine_was_not_built_for_go_to_onnx_runtime(
+    damaged: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Deferred(emulator)
+    monkeypatch.setattr(cuda, "DRIVER", lambda index: made)
+    monkeypatch.setattr(cuda, "_GPUS", {})
+    monkeypatch.setattr(selection, "_SAID", set())
+    bundle = Bundle(damaged)
+    for graph in bundle.manifest.graphs:
+        (sizes,) = build(bundle, graph, (1, 64)).profiles
+        rows = m.Range(min=1, opt=2, max=2 if graph == "denoiser" else 64)
+        put("tensorrt", bundle, graph, capabilities=("8.9",), profiles=({**sizes, "batch": rows},))
+    pipeline, on_cpu = mmrt.load(damaged, device="cuda"), mmrt.load(damaged, device="cpu")
+
+    def same(prompts: list[str]) -> int:
+        """Whether a request gives what it gives on the CPU; how many steps were replayed as a CUDA graph."""
+        before, request = made.replays, {"prompt": prompts, "steps": 5, "seed": 3, "sampler": "ddim"}
+        found, wanted_ = pipeline.arrays(**request), on_cpu.arrays(**request)
+        np.testing.assert_allclose(found["latents"], wanted_["latents"], rtol=1e-4, atol=1e-4)
+        assert np.abs(found["pixels"].astype(int) - wanted_["pixels"]).max() <= 1
+        return made.replays - before
+
+    assert same(["a red heart"]) == 4
+    assert pipeline.describe().engines["denoiser"] == "tensorrt fp32 on cuda:0 (a double)"
+    with pytest.warns(EngineWarning) as said:
+        assert same(["a red heart", "blue car"]) == 0
+    (message,) = (str(each.message) for each in said)
+    assert message.startswith("denoiser: batch 4, height 3, width 4 is asked for, its engine takes batch 1 to 2, h")
+    assert message.endswith("; --shapes builds others; ONNX Runtime takes them meanwhile")
+    assert same(["blue car"]) == 4
+    assert pipeline.describe().engines["denoiser"] == "tensorrt fp32, onnx fp32 at other sizes on cuda:0 (a double)"
+
+
+def test_sizes_that_nothing_takes_are_the_callers(
+    damaged: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise mmrt.EngineError("ONNX Runtime is not here")
+
+    monkeypatch.setattr(cuda, "DRIVER", lambda index: Deferred(emulator))
+    monkeypatch.setattr(cuda, "_GPUS", {})
+    monkeypatch.setattr(
+        selection, "ENGINES", selection.ENGINES | {"onnx": selection.ENGINES["onnx"]._replace(load=refuse)}
+    )
+    bundle = Bundle(damaged)
+    for graph in bundle.manifest.graphs:
+        put("tensorrt", bundle, graph, (1, 8), capabilities=("8.9",))
+    pipeline = mmrt.load(damaged, device="cuda")
+    with pytest.raises(mmrt.RequestError, match=r"batch 16, .* and ONNX Runtime does not take them: ONNX"):
+        pipeline.generate(["a red heart"] * 8, steps=2)
+    assert pipeline.generate("a red heart", steps=2).images
+
+
 def test_where_no_engine_was_built_onnx_runtime_serves_and_the_command_is_said_once(
     damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -598,7 +659,7 @@ def test_where_no_engine_was_built_onnx_runtime_serves_and_the_command_is_said_o
     monkeypatch.setattr(selection, "_SAID", set())
     says = f"no engine was built here: mmrt build {damaged} --target tensorrt"
     with pytest.warns(EngineWarning) as said:
-        description = mmrt.load(damaged, device="cuda").describe()
+        description = mmrt.load(damaged, device="cuda", build=False).describe()
     assert [str(each.message) for each in said] == [f"{says}; another engine serves meanwhile"]
     assert description.engines["denoiser"] == "onnx fp32 on cuda:0 (a double)"
     assert description.refused["tensorrt fp32 of denoiser"] == says

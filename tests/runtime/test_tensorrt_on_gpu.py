@@ -23,10 +23,10 @@ LIBRARY = driver._library  # before the tests are told that there is none
 def test_pictures_and_receipts(kind: Kind, handmade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_library", LIBRARY)
     try:
-        cuda.gpu(0)
+        place = cuda.gpu(0)
         library = Library(kind)
         if kind == "tensorrt-rtx":
-            for capability in _capabilities(kind):
+            for capability in _capabilities(kind, place):
                 _capability(library, capability)
     except mmrt.EngineError as error:
         pytest.skip(str(error))
