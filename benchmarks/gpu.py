@@ -93,7 +93,7 @@ def engines(path: Path, engine: str) -> None:
             continue
         try:
             for event in build(Bundle(path), kind):
-                print(event, flush=True)
+                print(f"builds the engine {event.graph} {getattr(event, 'share', 0):.0%}", flush=True)
             return
         except mmrt.EngineError as error:
             print(f"without {kind}: {error}", flush=True)

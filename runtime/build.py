@@ -79,6 +79,7 @@ def _build(
             if not cache.has(graph, variant):
                 file = folder / f"{os.getpid()}.engine"
                 spec = bundle.manifest.graphs[graph].of(onnx)
+                yield Building(graph, 0.0)
                 try:
                     yield from builder.build(library, graph, spec, bundle.onnx_file(onnx.file), built, file, place)
                     cache.put(graph, variant, file)

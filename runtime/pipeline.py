@@ -51,12 +51,15 @@ def load(
     bundle = Bundle(path)
     found, refused = places(device, engine)
     for place in found:
+        engines = None
         try:
-            return Pipeline(bundle, Engines(bundle, place, engine, precision, threads, memory, build), refused)
+            engines = Engines(bundle, place, engine, precision, threads, memory, build)
+            return Pipeline(bundle, engines, refused)
         except EngineError as error:
             if place is found[-1]:
                 raise
-            refused[place.name] = str(error)
+            meanwhile = engines.building() if engines is not None else ""
+            refused[place.name] = f"{error}; {meanwhile}" if meanwhile else str(error)
             say_once(f"does without {place.name}: {error}")
     raise AssertionError("the last place returns or raises")
 

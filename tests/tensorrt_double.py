@@ -27,7 +27,13 @@ _NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT
 STREAMS: dict[int, Callable[[Callable[[], None]], None]] = {}  # how to put work into a stream; without, it is done
 CURRENT: set[int] = set()  # the threads whose current GPU is the engines'
 BUILDS: list[Callable[[str], str | None]] = []  # what to do when a graph's engine is built; why that fails, if it does
-_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
+_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
 
 
 def engine_file(
@@ -36,6 +42,11 @@ def engine_file(
     """Write an engine of the graph that takes the dimensions of the profiles from a least to a most."""
     path.write_text(json.dumps({"onnx": str(onnx), "profiles": list(profiles), "aliases": aliases or {}}))
     return path
+
+
+def _session(onnx: str) -> ort.InferenceSession:
+    """Without the optimizer that ends the process in fp16."""
+    return ort.InferenceSession(onnx, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"])
 
 
 class ILogger:
@@ -87,7 +98,7 @@ class OnnxParser:
         self.network = network
 
     def parse(self, model: bytes, path: str) -> bool:
-        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = _session(path)
         self.network.path = path
         for into, found in (
             (self.network.inputs, session.get_inputs()),
@@ -234,11 +245,23 @@ class Engine:
     ) -> None:
         self.hosts = hosts  # tensors whose values shapes follow from
         self.log, self.onnx, self.profiles, self.aliases, self.whole = log, onnx, profiles, aliases, whole
-        self.session = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+        self.session = _session(onnx)
         self.inputs = {each.name: each for each in self.session.get_inputs()}
         self.tensors = self.inputs | {each.name: each for each in self.session.get_outputs()}
+        self.known: dict[str, dict[str, tuple[int, ...]]] = {}
         self.contexts: list[Context] = []
         self.num_io_tensors = len(self.tensors)
+
+    def outputs(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes that they have where the inputs have these."""
+        key = str(sorted(shapes.items()))
+        if key not in self.known:
+            names = [name for name in self.tensors if name not in self.inputs]
+            zeros = {name: np.zeros(shape, _TYPES[self.inputs[name].type]) for name, shape in shapes.items()}
+            self.known[key] = {
+                name: each.shape for name, each in zip(names, self.session.run(names, zeros), strict=True)
+            }
+        return self.known[key]
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
@@ -363,15 +386,7 @@ class Context:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         assert self._ready()
-        sizes = {
-            dim: size
-            for each, shape in self.shapes.items()
-            for dim, size in zip(self.engine.inputs[each].shape, shape, strict=True)
-        }
-        known = {"8*h": 8 * sizes.get("h", 0), "8*w": 8 * sizes.get("w", 0), "height": 8 * sizes.get("h", 0)}
-        known |= {"width": 8 * sizes.get("w", 0)}
-        shape = self.engine.tensors[name].shape
-        return tuple(dim if isinstance(dim, int) else sizes.get(dim, known.get(dim, -1)) for dim in shape)
+        return self.shapes[name] if name in self.shapes else self.engine.outputs(self.shapes)[name]
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert self._ready(), "shapes are missing"

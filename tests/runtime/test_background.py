@@ -139,7 +139,7 @@ def test_the_first_load_builds_and_the_next_one_has_the_engines(
     assert first.describe().engines["denoiser"] == ON_ONNX
     wait(lambda: len(built(tmp_path)) > 0)
     looking = quiet_load(damaged, build=False)  # what `mmrt inspect --device` does; it was said
-    assert f"\nbuilding: {notice}: " in str(looking.describe())
+    assert f"\nbuilding: {notice}: builds the engine text_encoder: 0% (" in str(looking.describe())
     (tmp_path / "modules" / "go").touch()
     assert ended(first).startswith(f"TensorRT engines of {damaged} have been built for the next load")
     assert first.describe().engines["denoiser"] == ON_ONNX
@@ -194,7 +194,8 @@ def test_a_failure_is_remembered_until_it_is_asked_for(
     assert second.describe().building == state
     assert len(built(tmp_path)) == count
     how("")
-    assert [each.share for each in build(Bundle(damaged), "tensorrt") if isinstance(each, Progress)] == [1.0] * 4
+    shares = [each.share for each in build(Bundle(damaged), "tensorrt") if isinstance(each, Progress)]
+    assert shares == [1.0, 0.0, 1.0, 1.0, 1.0]
     assert len(built(tmp_path)) == count + 1
     assert set(quiet_load(damaged).describe().engines.values()) == {ON_TENSORRT}
 
@@ -205,7 +206,7 @@ def test_a_builder_that_crashes_leaves_no_lock_and_is_not_begun_again(
     how("die")
     with pytest.warns(EngineWarning, match="are being built"):
         first = mmrt.load(damaged, device="cuda")
-    assert "could not be built: builds the engine text_encoder: done" in ended(first)
+    assert "could not be built: builds the engine denoiser: 0% (" in ended(first)
     count = len(built(tmp_path))
     assert quiet_load(damaged).describe().engines["denoiser"] == ON_ONNX
     assert len(built(tmp_path)) == count
@@ -213,6 +214,27 @@ def test_a_builder_that_crashes_leaves_no_lock_and_is_not_begun_again(
     assert list(build(Bundle(damaged), "tensorrt"))[-1] == Progress("image_encoder", 1.0)
     assert set(quiet_load(damaged).describe().engines.values()) == {ON_TENSORRT}
     assert sorted(each.suffix for each in (folders.cache() / "builds").iterdir()) == ["", ".log"]
+
+
+def test_without_onnx_runtime_for_the_gpu_the_cpu_serves_meanwhile(
+    how: Callable[[str], None], damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = selection.ENGINES["onnx"]
+
+    def load(graph: str, spec: Any, variant: Any, bundle: Bundle, place: Any, threads: int) -> Any:
+        if place.kind == "cuda":
+            raise mmrt.EngineError("ONNX Runtime is here without CUDAExecutionProvider")
+        return onnx.load(graph, spec, variant, bundle, place, threads)
+
+    monkeypatch.setattr(selection, "ENGINES", selection.ENGINES | {"onnx": onnx._replace(load=load)})
+    with pytest.warns(EngineWarning) as said:
+        description = mmrt.load(damaged).describe()
+    assert ["background" in str(each.message) for each in said] == [True, False]
+    assert description.engines["denoiser"] == "onnx fp32 on cpu"
+    assert "CUDAExecutionProvider; TensorRT engines of" in description.refused["cuda:0"]
+    (log,) = (folders.cache() / "builds").glob("*.log")
+    wait(lambda: background.DONE in log.read_text())
+    assert set(quiet_load(damaged).describe().engines.values()) == {ON_TENSORRT}
 
 
 def test_what_is_switched_off_is_not_begun(how: Callable[[str], None], damaged: Path, tmp_path: Path) -> None:
