@@ -130,7 +130,7 @@ class Pipeline:
         return Description(self._engines(), {**self._refused, **self._selected.refused}, self._selected.building())
 
     def _engines(self) -> dict[str, str]:
-        return {name: f"{self._selected.named(name)} on {self.place}" for name in self._selected}
+        return {name: self._selected.described(name) for name in self._selected}
 
     def _stream(self, request: Request) -> Iterator[Event]:
         run = self._start(request)

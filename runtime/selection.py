@@ -119,6 +119,7 @@ class Engines(Mapping[str, Engine]):
         }
         self.refused: dict[str, str] = {}
         self._unready: dict[str, tuple[str, UnreadyError]] = {}  # the first engine of a graph that a command could give
+        self._tried: set[str] = set()  # graphs whose first candidate has loaded
         self._others: dict[str, str] = {}  # what else serves, for sizes that an engine was not built for
         self._said = False  # how a better engine could be had
         self._building: background.Building | None = None
@@ -158,11 +159,13 @@ class Engines(Mapping[str, Engine]):
         """A graph's engine and variant: those that loaded, else those that are tried next."""
         return self._candidates[name][0]
 
-    def named(self, name: str) -> str:
-        """What runs a graph."""
+    def described(self, name: str) -> str:
+        """What runs a graph and where; of one that nobody has asked for yet, what will be tried first."""
         backend, variant = self.variant(name)
         also = f", {self._others[name]} at other sizes" if name in self._others else ""
-        return f"{backend} {variant.precision}{also}"
+        if name not in self._tried and len({backend for backend, _ in self._candidates[name]}) > 1:
+            also = ", if it loads"
+        return f"{backend} {variant.precision} on {self.place}{also}"
 
     def __getitem__(self, name: str) -> Engine:
         found = self._loaded.get(name)
@@ -186,7 +189,9 @@ class Engines(Mapping[str, Engine]):
             if backend == "onnx":
                 self._improve(name)
             try:
-                return self._for_all_sizes(name, self._open(name, backend, variant), variant.precision)
+                found = self._for_all_sizes(name, self._open(name, backend, variant), variant.precision)
+                self._tried.add(name)
+                return found
             except EngineError as error:
                 if len(candidates) == 1:
                     raise

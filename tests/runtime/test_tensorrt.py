@@ -627,7 +627,7 @@ def test_sizes_that_an_engine_was_not_built_for_go_to_onnx_runtime(
     assert message.startswith("denoiser: batch 4, height 3, width 4 is asked for, its engine takes batch 1 to 2, h")
     assert message.endswith("; --shapes builds others; ONNX Runtime takes them meanwhile")
     assert same(["blue car"]) == 4
-    assert pipeline.describe().engines["denoiser"] == "tensorrt fp32, onnx fp32 at other sizes on cuda:0 (a double)"
+    assert pipeline.describe().engines["denoiser"] == "tensorrt fp32 on cuda:0 (a double), onnx fp32 at other sizes"
 
 
 def test_sizes_that_nothing_takes_are_the_callers(
