@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from mmrt.runtime import manifest as m
+from mmrt.runtime import options
 from mmrt.runtime.bundle import MANIFEST, Bundle
 from mmrt.runtime.engines import ENGINES
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.selection import DEVICES
 
-_SHORT = {"negative_prompt": "--negative", "num_images": "-n", "num_texts": "-n", "num_sounds": "-n"}
 _SHOWN = 20  # choices
 SHAPES = (
     "Sizes that engines are for: NAME=MIN:OPT:MAX of a free dimension, GRAPH.NAME=... of one graph's, NAME=SIZE for "
@@ -41,21 +41,18 @@ class BundleCommand(click.Command):
         return click.Command.make_context(command, info_name, args, *rest, **extra)
 
     def _with_inputs(self, manifest: m.Manifest) -> BundleCommand:
+        if (wrong := options.clash(manifest.inputs)) is not None:
+            raise BundleError(f"{manifest.name}: {wrong}")
         copy = type(self)(self.name, callback=self.callback, params=[*self.params], help=self.help)
-        taken = {param.name for param in self.params} | {"help", "inputs"}
-        for name, spec in manifest.inputs.items():
-            if name in taken:
-                raise BundleError(f"{manifest.name}: its input {name!r} has the name of an option of mmrt {self.name}")
-            if name != positional(manifest):
-                copy.params.append(_option(name, spec))
+        named = [(name, spec) for name, spec in manifest.inputs.items() if name != positional(manifest)]
+        copy.params += [_option(name, spec) for name, spec in named]
         return copy
 
     def invoke(self, ctx: click.Context) -> Any:
         """Gather the inputs' values."""
-        names = {param.name for param in self.params if isinstance(param, InputOption)}
-        given = {name: value for name, value in ctx.params.items() if name in names and value not in (None, ())}
-        ctx.params = {name: value for name, value in ctx.params.items() if name not in names}
-        ctx.params["inputs"] = given
+        names = {param.name: param.input for param in self.params if isinstance(param, InputOption)}
+        values = {names[key]: ctx.params.pop(key) for key in [*ctx.params] if key in names}
+        ctx.params["inputs"] = {name: value for name, value in values.items() if value not in (None, ())}
         return super().invoke(ctx)
 
 
@@ -64,15 +61,15 @@ def load_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
-        return command(*args, loading={name: values.pop(name) for name, _, _ in options}, **values)
+        return command(*args, loading={name: values.pop(name) for name, _, _ in own}, **values)
 
-    options = (
+    own = (
         ("memory", "full", "full, or low: a stage's graphs are loaded when it comes and let go after it."),
         ("precision", "auto", "auto, or one that the bundle has."),
         ("engine", "auto", f"auto, {', '.join(ENGINES)}."),
         ("device", "auto", f"{DEVICES}."),
     )
-    for name, default, text in options:
+    for name, default, text in own:
         gathered = click.option(f"--{name}", default=default, show_default=True, help=text)(gathered)
     return gathered
 
@@ -84,7 +81,11 @@ def build_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class InputOption(click.Option):
-    """An option that is an input of the bundle."""
+    """An option that is the `input` of the bundle."""
+
+    def __init__(self, name: str, **attributes: Any) -> None:
+        super().__init__([*options.flags(name), f"input_{name}"], **attributes)
+        self.input = name
 
 
 def positional(manifest: m.Manifest) -> str | None:
@@ -121,13 +122,12 @@ def describe(spec: m.Input) -> tuple[str, str]:
 
 
 def _option(name: str, spec: m.Input) -> InputOption:
-    flags = [f"--{name.replace('_', '-')}"] + ([_SHORT[name]] if name in _SHORT else [])
     takes, default = describe(spec)
     kinds: dict[type, Any] = {m.Int: int, m.Float: float, m.Count: int, m.Seed: int}
     kind = kinds.get(type(spec), str)
     metavar = {m.Strings: "TEXT", m.Image: "FILE", m.Audio: "FILE", m.Size: "SIZE", m.Choice: "NAME"}.get(type(spec))
     return InputOption(
-        [*flags, name],
+        name,
         type=kind,
         metavar=metavar,
         multiple=isinstance(spec, m.Image | m.Audio | m.Strings) or getattr(spec, "array", None) is not None,

@@ -4,7 +4,7 @@ What a recipe of one's own is made of is here: `mmrt export my_model.py:recipe -
 """
 
 from mmrt.export.exporter import Progress, export
-from mmrt.export.generator import generator
+from mmrt.export.generator import TextEncoder, generator
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer, target_tokenizer, tokenizer_file
 from mmrt.runtime.manifest import (
@@ -59,6 +59,7 @@ __all__ = [
     "Similarity",
     "Size",
     "Text",
+    "TextEncoder",
     "TextOutput",
     "Tiles",
     "Tokenize",

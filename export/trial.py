@@ -13,7 +13,7 @@ import torch
 
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.runtime import manifest as m
-from mmrt.runtime import manifest_file
+from mmrt.runtime import manifest_file, options
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.errors import BundleError, ExportError
 from mmrt.runtime.receipt import compare
@@ -42,7 +42,7 @@ def _run_graph(name: str, graph: Graph) -> dict[str, torch.Tensor]:
     """Its outputs, after all that can be seen to be wrong with it was looked for."""
     _check_kinds(name, graph)
     _check_names(name, graph)
-    _check_module(name, graph.module)
+    check_module(name, graph.module)
     _check_signature(name, graph)
     for key, tensor in graph.inputs.items():
         _check_array(name, key, tensor, graph)
@@ -87,7 +87,8 @@ def _check_names(name: str, graph: Graph) -> None:
         raise ExportError(f"{name}: `free` names {strange[0]!r}, which is no input or output of it")
 
 
-def _check_module(name: str, module: torch.nn.Module) -> None:
+def check_module(name: str, module: torch.nn.Module) -> None:
+    """That it is in eval mode, on the CPU and in float32. Raises `ExportError`."""
     if training := [part or "it" for part, each in module.named_modules() if each.training]:
         raise ExportError(f"{name}: {training[0]} is in training mode: call eval() on the module first")
     for part, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -217,10 +218,10 @@ def _check_program(recipe: Recipe, graphs: dict[str, m.Graph]) -> None:
             similarity=recipe.similarity,
         )
         manifest_file.encode(draft)
-    except BundleError as error:
+    except (BundleError, TypeError, ValueError) as error:  # the last two: what no manifest can hold
         raise ExportError(f"the recipe makes no legal bundle: {error}") from None
-    except (TypeError, ValueError) as error:  # what no manifest can hold
-        raise ExportError(f"the recipe makes no legal bundle: {error}") from None
+    if (wrong := options.clash(recipe.inputs)) is not None:
+        raise ExportError(wrong)
     used = _graphs_of(recipe.program)
     if idle := [name for name in graphs if name not in used]:
         raise ExportError(f"{idle[0]}: no stage of the program runs this graph: name it in one, or leave it out")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import damages
 import pytest
 from command import Mmrt
 from PIL import Image
+
+from mmrt.cli.main import cli
+from mmrt.cli.options import BundleCommand
+from mmrt.runtime import options
 
 
 @pytest.mark.parametrize("name", damages.DAMAGES)
@@ -74,8 +79,14 @@ def test_a_folder_that_is_no_bundle_is_said(mmrt: Mmrt, tmp_path: Path) -> None:
 
 
 def test_an_input_may_not_take_the_name_of_an_option(mmrt: Mmrt, damaged: Path) -> None:
-    damages.field("inputs", "output", value={"kind": "text", "default": ""})(damaged)
-    assert "its input 'output' has the name of an option of mmrt generate" in mmrt("generate", damaged, "x").error
+    damages.field("inputs", "json", value={"kind": "text", "default": ""})(damaged)
+    assert "the input 'json' is --json on the command line, an option of mmrt" in mmrt("generate", damaged, "x").error
+
+
+def test_all_names_that_inputs_may_not_take_are_known() -> None:
+    commands = [command for command in cli.commands.values() if isinstance(command, BundleCommand)]
+    own = [option for command in commands for option in command.params if isinstance(option, click.Option)]
+    assert {flag for option in own for flag in option.opts} | {"-h", "--help"} == options.OWN
 
 
 def test_a_decompression_bomb_is_one_line(mmrt: Mmrt, handmade: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("diffusers")
 from mmrt.export import (  # noqa: E402
     Autoregress,
     Choice,
+    Count,
     Fit,
     Float,
     Graph,
@@ -213,6 +214,13 @@ def changed(**fields: Any) -> Recipe:
     return dataclasses.replace(made, **joined)
 
 
+def renamed(name: str, **inputs: Any) -> Recipe:
+    """The recipe whose input `strength` has another name, with further inputs before it."""
+    made = recipe()
+    given = {"image": made.inputs["image"], **inputs, name: made.inputs["strength"]}
+    return dataclasses.replace(made, inputs=given)
+
+
 IDLE = Graph(torch.nn.Linear(3, 3).eval(), {"input": torch.zeros(2, 3)}, ("output",))
 PROGRAMS: dict[str, Wrong] = {
     "a graph that no stage runs": (lambda: changed(graphs={"idle": IDLE}), "idle: no stage of the program runs"),
@@ -241,6 +249,14 @@ PROGRAMS: dict[str, Wrong] = {
     ),
     "a choice that nobody reads": (
         lambda: changed(inputs={"mode": Choice(default="a", choices=("a", "b"))}), "'mode' is read by nobody"
+    ),
+    "a name that is an option of mmrt's": (
+        lambda: renamed("output"),
+        "the input 'output' is --output on the command line, an option of mmrt itself: name it otherwise",
+    ),
+    "two names that are one option": (
+        lambda: renamed("num_texts", num_images=Count(max=4)),
+        "the inputs 'num_images' and 'num_texts' are both -n on the command line: name one otherwise",
     ),
     "an array that nobody makes": (
         lambda: changed(inputs={"strength": Float(default=1.0, min=0.0, max=2.0)}),
