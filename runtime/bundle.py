@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from mmrt.runtime import manifest_file
+from mmrt.runtime.checks import legal_path
 from mmrt.runtime.engines.onnx_file import external_files
 from mmrt.runtime.errors import BundleError
 from mmrt.runtime.manifest import File, Manifest
@@ -66,7 +67,7 @@ class Bundle:
     def _weights(self, name: str, path: Path) -> list[str]:
         beside = [str(PurePosixPath(name).parent / location) for location in external_files(path)]
         for weights in beside:
-            if not manifest_file.legal_path(weights):
+            if not legal_path(weights):
                 raise BundleError(f"{path}: its weights are in {weights!r}, which is not inside the bundle")
         return beside
 

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmrt.runtime import manifest, manifest_file
+from mmrt.runtime.checks import legal_path
 from mmrt.runtime.errors import BundleError
 
 GOLDEN = Path(__file__).parent / "manifest.format1.json"
@@ -79,7 +80,7 @@ def test_a_newer_format_is_refused_before_its_fields_are_looked_at(format_: int)
 @example("")
 @settings(deadline=None)
 def test_a_legal_path_stays_inside(text: str) -> None:
-    if manifest_file.legal_path(text):
+    if legal_path(text):
         inside = Path("/bundle").joinpath(text)
         assert str(inside) == f"/bundle/{text}"
         assert inside.resolve().is_relative_to("/bundle")
