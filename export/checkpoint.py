@@ -23,7 +23,7 @@ INDEXES = {
     "model_index.json": "diffusers",
     "config.json": "transformers",
     "open_clip_config.json": "open_clip",
-    "dalle.json": "dalle",
+    "dalle.json": "dalle-pytorch",
 }
 PICKLE = "dalle.pt"
 _JSON_LIMIT = 64 << 20
@@ -71,7 +71,7 @@ class Checkpoint:
 
     def _open_pickle(self, file: Path) -> None:
         self.path, self.pickle = file.parent, file
-        self.kind, self.index = "dalle", {}
+        self.kind, self.index = "dalle-pytorch", {}
 
     @property
     def name(self) -> str:
@@ -80,9 +80,13 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str | None:
-        """The class of transformers that a checkpoint of its kind is of."""
-        found = self.index.get("architectures")
-        return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else None
+        """The class that its config file names, of diffusers or transformers; of other kinds there is one, the kind."""
+        if self.kind == "transformers":
+            names = self.index.get("architectures")
+            found = names[0] if isinstance(names, list) and names else None
+        else:
+            found = self.index.get("_class_name") if self.kind == "diffusers" else self.kind
+        return found if isinstance(found, str) else None
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file that holds an object. Raises `ExportError` naming the file."""

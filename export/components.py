@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from torch.nn.utils import parametrize
 
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.quiet import quiet
@@ -47,6 +48,9 @@ def load_model(checkpoint: Checkpoint, component: str, class_name: str) -> Any:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise ExportError(f"{weights.files[0]}: weights are {problem.split('_')[0]}: {shown}")
     finite(model, weights.files[0])
+    for module in [*model.modules()]:
+        if parametrize.is_parametrized(module, "weight"):  # weight norm, which would be computed in every call
+            parametrize.remove_parametrizations(module, "weight")
     return model.eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ written so far, `new_key_0`, ... the same with the newest; `cross_key_0`, ... be
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -103,6 +104,12 @@ def mask_for(model: Any, allowed: Any) -> Any:
     return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
 
 
+def with_cache(model: Any, cache: Any) -> dict[str, Any]:
+    """The cache as `model.forward` takes it: transformers 5 calls it `cache`, what came before `past_key_values`."""
+    new = "cache" in inspect.signature(model.forward).parameters
+    return {"cache" if new else "past_key_values": cache}
+
+
 class Seq2Seq(torch.nn.Module):  # type: ignore[misc]
     """An encoder-decoder model called as a language model with cross-attention is."""
 
@@ -112,14 +119,21 @@ class Seq2Seq(torch.nn.Module):  # type: ignore[misc]
         self._supports_sdpa = model._supports_sdpa
 
     def forward(
-        self, input_ids: Any, attention_mask: Any, encoder_hidden_states: Any, encoder_attention_mask: Any, **rest: Any
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        encoder_hidden_states: Any,
+        encoder_attention_mask: Any,
+        cache: Any,
+        use_cache: bool,
     ) -> Any:
         return self.model(
             decoder_input_ids=input_ids,
             decoder_attention_mask=attention_mask,
             encoder_outputs=(encoder_hidden_states,),
             attention_mask=encoder_attention_mask,
-            **rest,
+            use_cache=use_cache,
+            **with_cache(self.model, cache),
         )
 
 
@@ -134,8 +148,8 @@ def cross_attention(decoder: Any, states: Any) -> tuple[Any, ...]:
         attention_mask=mask_for(decoder, torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool)),
         encoder_hidden_states=states,
         encoder_attention_mask=mask_for(decoder, torch.ones(states.shape[0], 1, 1, states.shape[1], dtype=torch.bool)),
-        past_key_values=cache,
         use_cache=True,
+        **with_cache(decoder, cache),
     )
     return tuple(array for layer in cache.cross_attention_cache.layers for array in (layer.keys, layer.values))
 
@@ -162,8 +176,8 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             attention_mask=mask_for(self.decoder, visible(positions, length, capacity)),
             encoder_hidden_states=torch.zeros(rows, 1, self.states_width),  # not looked at: its keys are given
             encoder_attention_mask=mask_for(self.decoder, spread(mask, length)),
-            past_key_values=EncoderDecoderCache(written, given),
             use_cache=True,
+            **with_cache(self.decoder, EncoderDecoderCache(written, given)),
         ).logits
         return _outputs(logits[:, -1], written)
 
@@ -190,8 +204,8 @@ class Causal(torch.nn.Module):  # type: ignore[misc]
             inputs_embeds=self.embed(tokens, **own),
             attention_mask=mask_for(self.model, visible(positions, length, capacity)),
             position_ids=positions[:, None] + torch.arange(length),
-            past_key_values=written,
             use_cache=True,
+            **with_cache(self.model, written),
         ).last_hidden_state
         return _outputs(self.head(states[:, -1]), written)
 
@@ -248,7 +262,7 @@ def causal_graph(
         raise ExportError(f"config.json: rope_type is {rope!r}, supported are {', '.join(_ROPE)}")
     with torch.no_grad():
         cache = DynamicCache()
-        model(inputs_embeds=torch.zeros(1, 1, config.hidden_size), past_key_values=cache, use_cache=True)
+        model(inputs_embeds=torch.zeros(1, 1, config.hidden_size), use_cache=True, **with_cache(model, cache))
     (_, heads, _, width), layers = cache.layers[0].keys.shape, len(cache.layers)
     rows, capacity = 2, 32
     past = {name: torch.zeros(rows, heads, capacity, width) for name in names("", layers)}

@@ -65,7 +65,7 @@ def causal_reference(
     def calls(found: Any, start: int) -> dict[str, AnyArray]:
         arrays = {f"graph/encoder/0/in/{name}": array for name, array in encoder_inputs.items()}
         arrays |= {f"graph/encoder/0/out/{name}": array for name, array in features.items()}
-        return arrays | _steps(found, flat(found.past_key_values.layers), start, 0, prompt, features, unseen)
+        return arrays | _steps(found, flat(cache_of(found).layers), start, 0, prompt, features, unseen)
 
     return _run(model, encoded, calls, request, given, room)
 
@@ -119,7 +119,8 @@ def margins(scores: Sequence[torch.Tensor], logits: Sequence[torch.Tensor]) -> A
 
 def _calls(found: Any, start: int, encoder_inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     """The encoder's call, and the decoder's first and last step, as the source's cache and logits have them."""
-    own, cross = found.past_key_values.self_attention_cache.layers, found.past_key_values.cross_attention_cache.layers
+    caches = cache_of(found)
+    own, cross = caches.self_attention_cache.layers, caches.cross_attention_cache.layers
     layers = len(flat(own)) // 2  # transformers makes as many as the encoder has, and leaves the rest empty
     cross_arrays = dict(zip(names("cross_", layers), flat(cross), strict=True))
     arrays = {f"graph/encoder/0/in/{name}": array for name, array in encoder_inputs.items()}
@@ -174,6 +175,11 @@ def _padded(sequences: AnyArray, config: Any) -> AnyArray:
     fields = generation.fields(config)
     ended = np.isin(sequences, fields["ends"]).cumsum(1) - np.isin(sequences, fields["ends"]) > 0
     return np.where(ended, fields["pad"], sequences)
+
+
+def cache_of(found: Any) -> Any:
+    """The cache of what a model or `generate` gives, by the name that transformers 5 gives it, or that of before."""
+    return found["cache"] if "cache" in found else found["past_key_values"]
 
 
 def flat(layers: Any) -> list[AnyArray]:

@@ -14,7 +14,7 @@ from PIL import Image
 from mmrt.export import generation, transformers_reference
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import load_model, load_processor
-from mmrt.export.decoder import cross_attention, decoder_graph, mask_for, names, new_names, spread
+from mmrt.export.decoder import cross_attention, decoder_graph, mask_for, names, new_names, spread, with_cache
 from mmrt.export.diffusers_reference import test_picture
 from mmrt.export.image import Normalize, fit_of
 from mmrt.export.recipe import Golden, Graph, Recipe
@@ -25,11 +25,6 @@ from mmrt.runtime.errors import ExportError
 
 CLASSES = ("BlipForConditionalGeneration", "BlipForQuestionAnswering")
 _TOKENIZER = "tokenizers/text.json"
-
-
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names one of the classes."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
@@ -59,11 +54,11 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         for layer in decoder.bert.encoder.layer:
             layer.crossattention.self.register_forward_pre_hook(_with_source_mask, with_kwargs=True)
 
-    def forward(self, input_ids: Any, past_key_values: Any, **rest: Any) -> Any:
-        layers = past_key_values.self_attention_cache.layers
+    def forward(self, input_ids: Any, cache: Any, **rest: Any) -> Any:
+        layers = cache.self_attention_cache.layers
         if layers:  # one that is filled for the first time has none
             rest["position_ids"] = layers[0].positions[:, None] + torch.arange(input_ids.shape[1])
-        return self.decoder(input_ids=input_ids, past_key_values=past_key_values, **rest)
+        return self.decoder(input_ids=input_ids, **with_cache(self.decoder, cache), **rest)
 
 
 def _with_source_mask(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

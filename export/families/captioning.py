@@ -27,11 +27,6 @@ CLASSES = ("VisionEncoderDecoderModel",)
 _TOKENIZER = "tokenizers/text.json"
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names the class."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")

@@ -15,25 +15,17 @@ from PIL import Image
 
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import load_model, load_processor
-from mmrt.export.diffusers_reference import test_picture
 from mmrt.export.image import Normalize, NormalizePatches, fit_of, patches
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer, tokenizer_file
+from mmrt.export.towers import TEXTS, TOKENIZER, golden, recipe_of, test_pictures
 from mmrt.runtime import manifest as m
 from mmrt.runtime import media
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.errors import ExportError
-from mmrt.runtime.receipt import Case
 
 CLASSES = ("CLIPModel", "SiglipModel", "Siglip2Model", "ChineseCLIPModel")
-_TOKENIZER = "tokenizers/text.json"
-_TEXTS = ("a red heart", "two blue cars in the rain")
-
-
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names one of the classes."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
@@ -44,39 +36,25 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     length = int(model.config.text_config.max_position_embeddings)
     tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     if sigmoid:  # trained with texts that are all padded to one length, the padding seen
-        content, tokenize = tokenizer_file(tokenizer, _TOKENIZER)
+        content, tokenize = tokenizer_file(tokenizer, TOKENIZER)
     else:
-        content, tokenize = source_tokenizer(tokenizer, _TOKENIZER, tokenizer.model_max_length, "text_mask")
+        content, tokenize = source_tokenizer(tokenizer, TOKENIZER, tokenizer.model_max_length, "text_mask")
     image, see, seen = _pictures(checkpoint, model, processor)
     masked = checkpoint.architecture == "ChineseCLIPModel"
     free = {0: "texts"} if sigmoid else {0: "texts", 1: "tokens"}
     ids = torch.full((2, tokenize.length if sigmoid else 7), tokenize.pad, dtype=torch.int64)
     given = {"text_ids": ids} | ({"text_mask": torch.ones(2, 7, dtype=torch.bool)} if masked else {})
-    return Recipe(
-        task="embedding",
-        family="clip",
-        inputs={
-            "text": m.Text(tokenize={"text_ids": tokenize}, optional=True),
-            "image": image,
-        },
-        outputs={each: m.VectorOutput(source=each) for each in ("text_embeds", "image_embeds")},
-        graphs={
-            "text": Graph(
-                TextEncoder(model), given, ("text_embeds",), dict.fromkeys(given, free) | {"text_embeds": {0: "texts"}}
-            ),
-            "image": Graph(see, seen, ("image_embeds",), {key: {0: "pictures"} for key in (*seen, "image_embeds")}),
-        },
-        program=(m.Once(graphs=("text",), when="text"), m.Once(graphs=("image",), when="image")),
-        reference=lambda: _reference(model, tokenizer, processor, image),
-        components=(".",),
-        files={_TOKENIZER: content},
-        similarity=m.Similarity(
-            text="text_embeds",
-            image="image_embeds",
-            scale=float(model.logit_scale.exp()),
-            bias=float(model.logit_bias) if sigmoid else 0.0,
-            probability="sigmoid" if sigmoid else "softmax",
-        ),
+    text = Graph(
+        TextEncoder(model), given, ("text_embeds",), dict.fromkeys(given, free) | {"text_embeds": {0: "texts"}}
+    )
+    pictures = Graph(see, seen, ("image_embeds",), {key: {0: "pictures"} for key in (*seen, "image_embeds")})
+    return recipe_of(
+        "clip",
+        model,
+        (content, tokenize),
+        image,
+        {"text": text, "image": pictures},
+        lambda: _reference(model, tokenizer, processor, image),
     )
 
 
@@ -148,31 +126,18 @@ def _normalized(features: Any) -> Any:
 
 def _reference(model: Any, tokenizer: Any, processor: Any, image: m.Image) -> Golden:
     """What transformers' own processors and forward pass give."""
-    picture = test_picture(96, 72)
-    pictures = np.stack([picture, picture[::-1, :, ::-1]])
-    images = [Image.fromarray(each) for each in pictures]
+    images = [Image.fromarray(each) for each in test_pictures()]
+    sigmoid = hasattr(model, "logit_bias")
     with quiet(), torch.no_grad():
-        padding = "max_length" if hasattr(model, "logit_bias") else True
-        encoded = tokenizer(list(_TEXTS), padding=padding, truncation=True, return_tensors="pt")
-        encoded = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
-        if padding == "max_length":
-            encoded.pop("attention_mask", None)  # which its own processor does not give
-        found = model(**encoded, **processor(images=images, return_tensors="pt"))
-    text, seen = found.text_embeds.numpy(), found.image_embeds.numpy()
-    arrays: dict[str, AnyArray] = {
-        "graph/text/0/in/text_ids": encoded["input_ids"].numpy(),
-        "graph/text/0/out/text_embeds": text,
-        **{f"graph/image/0/in/{name}": array for name, array in _seen(images, image).items()},
-        "graph/image/0/out/image_embeds": seen,
-        "run/texts/out/text_embeds": text,
-        "run/pictures/in/image": pictures,
-        "run/pictures/out/image_embeds": seen,
-    }
+        padding = "max_length" if sigmoid else True
+        encoded = tokenizer(list(TEXTS), padding=padding, truncation=True, return_tensors="pt")
+        names = ("input_ids",) if sigmoid else ("input_ids", "attention_mask")  # as its own processor gives them
+        found = model(**{name: encoded[name] for name in names}, **processor(images=images, return_tensors="pt"))
+    read = {"text_ids": encoded["input_ids"].numpy()}
     if type(model).__name__ == "ChineseCLIPModel":
-        arrays["graph/text/0/in/text_mask"] = encoded["attention_mask"].bool().numpy()
+        read["text_mask"] = encoded["attention_mask"].bool().numpy()
     source = f"transformers {version('transformers')}, torch {torch.__version__}, fp32 on cpu"
-    cases = Case(name="texts", request={"text": list(_TEXTS)}), Case(name="pictures", request={})
-    return Golden(source, arrays, cases)
+    return golden(source, read, _seen(images, image), found.text_embeds.numpy(), found.image_embeds.numpy())
 
 
 def _seen(images: list[Image.Image], spec: m.Image) -> dict[str, AnyArray]:

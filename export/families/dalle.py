@@ -30,7 +30,7 @@ from mmrt.runtime import manifest as m
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.receipt import Case
 
-CLASSES = ("dalle-pytorch's DALLE",)
+CLASSES = ("dalle-pytorch",)
 _TOKENIZER = "tokenizers/prompt.json"
 _THRESHOLD = 0.5  # dalle-pytorch's `filter_thres`: the share of all tokens, texts' too, that are never drawn
 _PRIMED = 0.4375  # the share of codes that are taken of a given picture; dalle-pytorch's default
@@ -42,11 +42,6 @@ _PROMPTS = (  # the first that are not so close are in the receipts
     ("house", "a yellow flower"),
     ("the sun above the sea", "dog"),
 )
-
-
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether the folder or file is dalle-pytorch's."""
-    return checkpoint.kind == "dalle"
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:

@@ -14,7 +14,7 @@ from PIL import Image
 from mmrt.export import generation, transformers_reference
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import load_model, load_processor
-from mmrt.export.decoder import Embed, causal_graph, new_names
+from mmrt.export.decoder import Embed, causal_graph, new_names, with_cache
 from mmrt.export.diffusers_reference import test_picture
 from mmrt.export.image import Normalize, fit_of
 from mmrt.export.recipe import Golden, Graph, Recipe
@@ -25,11 +25,6 @@ from mmrt.runtime.errors import ExportError
 
 CLASSES = ("GitForCausalLM",)
 _TOKENIZER = "tokenizers/text.json"
-
-
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names the class."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
@@ -70,7 +65,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
     def forward(
         self,
         inputs_embeds: Any,
-        past_key_values: Any,
+        cache: Any,
         use_cache: bool,
         attention_mask: Any | None = None,
         position_ids: Any | None = None,
@@ -82,7 +77,7 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
             inputs_embeds = torch.where((position_ids < self.places)[:, :, None], inputs_embeds, texts)
             picture = torch.arange(attention_mask.shape[-1]) < self.places
             attention_mask = torch.where(picture, 0.0, attention_mask)
-        return self.encoder(inputs_embeds, attention_mask, past_key_values=past_key_values, use_cache=use_cache)
+        return self.encoder(inputs_embeds, attention_mask, use_cache=use_cache, **with_cache(self.encoder, cache))
 
 
 class _Model:

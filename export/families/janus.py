@@ -20,7 +20,7 @@ from mmrt.export.decoder import causal_graph, new_names
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import chat_words, prompt_tokenizer
-from mmrt.export.transformers_reference import flat, margins, step
+from mmrt.export.transformers_reference import cache_of, flat, margins, step
 from mmrt.runtime import manifest as m
 from mmrt.runtime.errors import ExportError
 from mmrt.runtime.receipt import Case
@@ -28,11 +28,6 @@ from mmrt.runtime.receipt import Case
 CLASSES = ("JanusForConditionalGeneration",)
 _TOKENIZER = "tokenizers/prompt.json"
 _IDS = ("bos_token_id", "pad_token_id")
-
-
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names the class."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
@@ -202,7 +197,7 @@ class _Model:
                 pixels = self.model.decode_image_tokens(found.sequences)
             place = encoded["input_ids"].shape[1] + self.count - 2
             last = found.sequences[:, -2:-1].repeat(2, 1).numpy()  # a conditional row and an unconditional
-            own = [each[:, :, : place + 1] for each in flat(found.past_key_values.layers)]
+            own = [each[:, :, : place + 1] for each in flat(cache_of(found).layers)]
             golden |= step(f"graph/decoder/{call}", own, place, last, found.scores.numpy())
             sequences.append(found.sequences[0].numpy())
             guidance = getattr(self.config, "guidance_scale", None) or 1.0

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from torch.nn.utils import parametrize
 
 from mmrt.export import generation
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import load_model, load_processor
-from mmrt.export.decoder import cross_attention, decoder_graph, names, new_names, spread
+from mmrt.export.decoder import cross_attention, decoder_graph, names, new_names, spread, with_cache
+from mmrt.export.encodec import Codec, padding
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import source_tokenizer
-from mmrt.export.transformers_reference import flat, margins, step
+from mmrt.export.transformers_reference import cache_of, flat, margins, step
 from mmrt.runtime import manifest as m
 from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.errors import ExportError
@@ -35,43 +33,34 @@ _TEXTS = ("a red heart", "slow piano in the rain, with a little bell")
 _NEW = 16  # tokens of the receipts
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names the class."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")
-    for module in [*model.modules()]:
-        if parametrize.is_parametrized(module, "weight"):  # weight norm, which would be computed in every call
-            parametrize.remove_parametrizations(module, "weight")
     return _Model(checkpoint, model, load_processor(checkpoint, "AutoTokenizer")).recipe()
 
 
-class Books(torch.nn.Module):  # type: ignore[misc]
+class CodebookDecoder(torch.nn.Module):  # type: ignore[misc]
     """The decoder, called as a language model whose tokens are vectors: input_ids int64 (rows, sequence, codebooks) ->
     logits (rows, sequence, codebooks, vocabulary)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.decoder, self.books = model.decoder, int(model.decoder.num_codebooks)
+        self.decoder, self.codebooks = model.decoder, int(model.decoder.num_codebooks)
         self._supports_sdpa = model.decoder._supports_sdpa
         self.positions = _Positions(model.decoder.model.decoder.embed_positions)
 
-    def forward(self, input_ids: Any, **rest: Any) -> Any:
+    def forward(self, input_ids: Any, cache: Any, **rest: Any) -> Any:
         if input_ids.dim() == 2:
-            input_ids = input_ids[:, :, None].expand(-1, -1, self.books)
-        if "cache" in inspect.signature(self.decoder.forward).parameters:  # as transformers 5 calls it
-            rest["cache"] = rest.pop("past_key_values")
+            input_ids = input_ids[:, :, None].expand(-1, -1, self.codebooks)
         rows, length, _ = input_ids.shape
         inner = self.decoder.model.decoder
         before, inner.embed_positions = inner.embed_positions, self.positions
         try:
-            found = self.decoder(input_ids=input_ids.transpose(1, 2).reshape(rows * self.books, length), **rest)
+            codes = input_ids.transpose(1, 2).reshape(rows * self.codebooks, length)
+            found = self.decoder(input_ids=codes, **with_cache(self.decoder, cache), **rest)
         finally:
             inner.embed_positions = before
-        found.logits = found.logits.reshape(rows, self.books, length, -1).transpose(1, 2)
+        found.logits = found.logits.reshape(rows, self.codebooks, length, -1).transpose(1, 2)
         return found
 
 
@@ -90,9 +79,9 @@ class TextEncoder(torch.nn.Module):  # type: ignore[misc]
     """prompt_ids int64 (texts, tokens), prompt_mask bool, true at tokens -> source_mask bool, what the decoder looks
     at, and its keys and values of it. A text of no tokens is looked at as zeros."""
 
-    def __init__(self, model: Any, books: Books) -> None:
+    def __init__(self, model: Any, decoder: CodebookDecoder) -> None:
         super().__init__()
-        self.model, self.books = model, books
+        self.model, self.decoder = model, decoder
 
     def forward(self, prompt_ids: Any, prompt_mask: Any) -> Any:
         model = self.model
@@ -103,72 +92,7 @@ class TextEncoder(torch.nn.Module):  # type: ignore[misc]
         if hasattr(model, "enc_to_dec_proj"):
             states = model.enc_to_dec_proj(states)
         states = states.where(prompt_mask[:, :, None], 0)
-        return (seen, *cross_attention(self.books, states))
-
-
-class Codec(torch.nn.Module):  # type: ignore[misc]
-    """sequences int64 (batch, frames, codebooks) -> waveform float32 (batch, samples), or (batch, 2, samples) of
-    codebooks for the left and the right in turn."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.codec, self.channels = model.audio_encoder, int(model.decoder.config.audio_channels)
-
-    def forward(self, sequences: Any) -> Any:
-        sides = [sequences[:, :, side :: self.channels] for side in range(self.channels)]
-        codes = torch.cat(sides).permute(2, 0, 1)
-        with _exportable(self.codec.decoder):
-            sound = self.codec.decoder(self.codec.quantizer.decode(codes))
-        if self.channels == 1:
-            return sound[:, 0]
-        return sound.reshape(self.channels, sequences.shape[0], -1).transpose(0, 1)
-
-
-@contextmanager
-def _exportable(decoder: Any) -> Iterator[None]:
-    """EnCodec's convolutions, whose padding is tensors, and its LSTM, written otherwise."""
-    ours = {"EncodecConv1d": _convolve, "EncodecLSTM": _remember}
-    replaced = [each for each in decoder.modules() if type(each).__name__ in ours]
-    for module in replaced:
-        module.forward = partial(ours[type(module).__name__], module)
-    try:
-        yield
-    finally:
-        for module in replaced:
-            del module.forward
-
-
-def padding(convolution: Any) -> tuple[int, int]:
-    """What `EncodecConv1d` of stride 1 pads at the left and the right."""
-    inner = convolution.conv
-    total = (inner.kernel_size[0] - 1) * inner.dilation[0]
-    return (total, 0) if convolution.causal else (total - total // 2, total // 2)
-
-
-def _convolve(module: Any, states: Any) -> Any:
-    states = module.conv(module._pad1d(states, padding(module), mode=module.pad_mode))
-    return module.norm(states) if module.norm_type == "time_group_norm" else states
-
-
-def _remember(module: Any, states: Any) -> Any:
-    """(batch, width, frames) through layers of ONNX's LSTM, whose gates are input, output, forget and cell."""
-    lstm, states = module.lstm, states.permute(2, 0, 1)
-    found, size = states, lstm.hidden_size
-    for layer in range(lstm.num_layers):
-        weights = [getattr(lstm, f"{kind}_l{layer}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        taken, kept, *biases = (
-            torch.cat([each[size * gate : size * (gate + 1)] for gate in (0, 3, 1, 2)])[None] for each in weights
-        )
-        frames, batch, width = found.shape
-        found = torch.onnx.ops.symbolic(
-            "LSTM",
-            (found, taken, kept, torch.cat(biases, dim=1)),
-            {"hidden_size": size},
-            dtype=found.dtype,
-            shape=(frames, 1, batch, width),
-            version=22,
-        )[:, 0]
-    return (found + states).permute(1, 2, 0)
+        return (seen, *cross_attention(self.decoder, states))
 
 
 class _Model:
@@ -181,9 +105,9 @@ class _Model:
             model.decoder.config,
             model.audio_encoder.config,
         )
-        self.books, self.channels = int(self.decoder.num_codebooks), int(self.decoder.audio_channels)
+        self.codebooks, self.channels = int(self.decoder.num_codebooks), int(self.decoder.audio_channels)
         self.limit = int(self.decoder.max_position_embeddings)
-        self.delays = tuple(book // self.channels for book in range(self.books))
+        self.delays = tuple(book // self.channels for book in range(self.codebooks))
         self.start = self.config.decoder_start_token_id
         self._check()
         reach = [max(padding(each)) for each in model.audio_encoder.decoder.modules() if hasattr(each, "pad_mode")]
@@ -201,10 +125,10 @@ class _Model:
             raise ExportError(
                 f"{where / 'config.json'}: the audio encoder works in chunks or normalizes, wanted neither"
             )
-        quantizers = self.books // self.channels
-        if self.channels not in (1, 2) or self.books % self.channels or quantizers > self.codec.num_quantizers:
+        quantizers = self.codebooks // self.channels
+        if self.channels not in (1, 2) or self.codebooks % self.channels or quantizers > self.codec.num_quantizers:
             raise ExportError(
-                f"{where / 'config.json'}: {self.books} codebooks of {self.channels} channels, "
+                f"{where / 'config.json'}: {self.codebooks} codebooks of {self.channels} channels, "
                 f"the audio encoder has {self.codec.num_quantizers}"
             )
         if not isinstance(self.start, int) or self.start != self.config.pad_token_id:
@@ -217,8 +141,8 @@ class _Model:
             raise ExportError(f"{where / 'generation_config.json'}: eos_token_id is set; music has no end")
 
     def recipe(self) -> Recipe:
-        books = Books(self.model)
-        decoder, layers = decoder_graph(books, self.decoder.hidden_size, masked=True, codebooks=self.books)
+        source = CodebookDecoder(self.model)
+        decoder, layers = decoder_graph(source, self.decoder.hidden_size, masked=True, codebooks=self.codebooks)
         cross = names("cross_", layers)
         content, tokenize = source_tokenizer(self.tokenizer, _TOKENIZER, _RELATIVE, "prompt_mask")
         texts, frames = {0: "texts", 1: "tokens"}, {0: "batch", 1: "frames"}
@@ -232,7 +156,7 @@ class _Model:
             outputs={"audio": m.AudioOutput(source="waveform", rate=self.codec.sampling_rate)},
             graphs={
                 "text": Graph(
-                    TextEncoder(self.model, books),
+                    TextEncoder(self.model, source),
                     {"prompt_ids": ids, "prompt_mask": torch.ones(2, 7, dtype=torch.bool)},
                     ("source_mask", *cross),
                     {"prompt_ids": texts, "prompt_mask": texts, "source_mask": texts}
@@ -240,8 +164,8 @@ class _Model:
                 ),
                 "decoder": decoder,
                 "codec": Graph(
-                    Codec(self.model),
-                    {"sequences": torch.zeros(2, 50, self.books, dtype=torch.int64)},
+                    Codec(self.model.audio_encoder, self.channels),
+                    {"sequences": torch.zeros(2, 50, self.codebooks, dtype=torch.int64)},
                     ("waveform",),
                     {"sequences": frames, **waveform},
                 ),
@@ -328,10 +252,10 @@ class _Model:
         prompts["prompt_mask"] = np.concatenate([mask, np.zeros_like(mask)])
         keys = dict(zip(names("cross_", len(cross) // 2), cross, strict=True))
         keys["source_mask"] = np.ones_like(prompts["prompt_mask"])
-        tokens = heard["tokens"].reshape(2, self.books, 1).transpose(0, 2, 1)
-        logits = heard["logits"].reshape(2, self.books, -1)
+        tokens = heard["tokens"].reshape(2, self.codebooks, 1).transpose(0, 2, 1)
+        logits = heard["logits"].reshape(2, self.codebooks, -1)
         sides = [each[0].numpy() for each in heard["codes"]]  # (1, codebooks, frames) of each side
-        sequences = np.stack(sides, axis=2).reshape(1, self.books, -1).transpose(0, 2, 1)
+        sequences = np.stack(sides, axis=2).reshape(1, self.codebooks, -1).transpose(0, 2, 1)
         waveform = found[:, 0].numpy() if self.channels == 1 else found.numpy()
         arrays = {f"graph/text/{call}/in/{name}": array for name, array in prompts.items()}
         arrays |= {f"graph/text/{call}/out/{name}": array for name, array in keys.items()}
@@ -359,8 +283,7 @@ def _listening(model: Any) -> Iterator[dict[str, Any]]:
 
     def after(_: Any, __: Any, found: Any) -> None:
         heard["logits"] = found.logits[:, -1].numpy()
-        cache: Any = found["cache"] if "cache" in found else found["past_key_values"]  # of transformers 5, and 4
-        heard["caches"] = cache.self_attention_cache, cache.cross_attention_cache
+        heard["caches"] = cache_of(found).self_attention_cache, cache_of(found).cross_attention_cache
 
     decode = model.audio_encoder.decode
 

@@ -14,31 +14,22 @@ from PIL import Image
 
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.components import finite
-from mmrt.export.diffusers_reference import test_picture
 from mmrt.export.image import Normalize
 from mmrt.export.open_clip_library import open_clip
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.export.tokenizer import open_clip_tokenizer
+from mmrt.export.towers import TEXTS, TOKENIZER, golden, recipe_of, test_pictures
 from mmrt.runtime import manifest as m
 from mmrt.runtime import media
-from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.errors import ExportError
-from mmrt.runtime.receipt import Case
 
 CLASSES = ("open_clip",)
 _CONFIG = "open_clip_config.json"
-_TOKENIZER = "tokenizers/text.json"
-_TEXTS = ("a red heart", "two blue cars in the rain")
 _FOREIGN = {  # what of a configuration names the code of other libraries, or another kind of model
     "vision_cfg": ("timm_model_name",),
     "text_cfg": ("hf_model_name", "hf_tokenizer_name", "embed_cls", "tokenizer_mode"),
 }
-
-
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether it is a folder of open_clip's."""
-    return checkpoint.kind == "open_clip"
 
 
 def recipe(checkpoint: Checkpoint) -> Recipe:
@@ -47,43 +38,27 @@ def recipe(checkpoint: Checkpoint) -> Recipe:
     model, tokenizer = _load(checkpoint)
     tower = getattr(model, "text", model)
     short = tower.attn_mask is not None and _pooling(tower) == "argmax"  # padding is never seen
-    content, tokenize = open_clip_tokenizer(tokenizer, _TOKENIZER, mask="text_mask" if short else None)
+    tokenized = open_clip_tokenizer(tokenizer, TOKENIZER, mask="text_mask" if short else None)
     size, normalize = _pictures(checkpoint, model.visual.preprocess_cfg)
     free = {0: "texts", 1: "tokens"} if short else {0: "texts"}
-    ids = torch.full((2, 7 if short else tokenize.length), tokenize.pad, dtype=torch.int64)
-    return Recipe(
-        task="embedding",
-        family="open-clip",
-        inputs={
-            "text": m.Text(tokenize={"text_ids": tokenize}, optional=True),
-            "image": m.Image(array="pixels", fit=size),
-        },
-        outputs={each: m.VectorOutput(source=each) for each in ("text_embeds", "image_embeds")},
-        graphs={
-            "text": Graph(
-                ShortTextEncoder(model) if short else TextEncoder(model),
-                {"text_ids": ids},
-                ("text_embeds",),
-                {"text_ids": free, "text_embeds": {0: "texts"}},
-            ),
-            "image": Graph(
-                ImageEncoder(model, normalize),
-                {"pixels": torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)},
-                ("image_embeds",),
-                {key: {0: "pictures"} for key in ("pixels", "image_embeds")},
-            ),
-        },
-        program=(m.Once(graphs=("text",), when="text"), m.Once(graphs=("image",), when="image")),
-        reference=lambda: _reference(model, tokenizer, size, normalize),
-        components=(".",),
-        files={_TOKENIZER: content},
-        similarity=m.Similarity(
-            text="text_embeds",
-            image="image_embeds",
-            scale=float(model.logit_scale.exp()),
-            bias=0.0 if model.logit_bias is None else float(model.logit_bias),
-            probability="softmax" if model.logit_bias is None else "sigmoid",
+    ids = torch.full((2, 7 if short else tokenized[1].length), tokenized[1].pad, dtype=torch.int64)
+    graphs = {
+        "text": Graph(
+            ShortTextEncoder(model) if short else TextEncoder(model),
+            {"text_ids": ids},
+            ("text_embeds",),
+            {"text_ids": free, "text_embeds": {0: "texts"}},
         ),
+        "image": Graph(
+            ImageEncoder(model, normalize),
+            {"pixels": torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)},
+            ("image_embeds",),
+            {key: {0: "pictures"} for key in ("pixels", "image_embeds")},
+        ),
+    }
+    image = m.Image(array="pixels", fit=size)
+    return recipe_of(
+        "open-clip", model, tokenized, image, graphs, lambda: _reference(model, tokenizer, size, normalize)
     )
 
 
@@ -188,22 +163,10 @@ class ImageEncoder(torch.nn.Module):  # type: ignore[misc]
 
 def _reference(model: Any, tokenizer: Any, size: m.Fit, normalize: Normalize) -> Golden:
     """What open_clip's own tokenizer and forward pass give, of texts in their full length."""
-    picture = test_picture(96, 72)
-    pictures = np.stack([picture, picture[::-1, :, ::-1]])
-    pixels = np.stack([media.fit(Image.fromarray(each), size) for each in pictures])
+    pixels = np.stack([media.fit(Image.fromarray(each), size) for each in test_pictures()])
     with quiet(), torch.no_grad():
-        ids = tokenizer(list(_TEXTS))
+        ids = tokenizer(list(TEXTS))
         text = model.encode_text(ids, normalize=True).numpy()
         image = model.encode_image(normalize(torch.from_numpy(pixels)), normalize=True).numpy()
-    arrays: dict[str, AnyArray] = {
-        "graph/text/0/in/text_ids": ids.numpy(),
-        "graph/text/0/out/text_embeds": text,
-        "graph/image/0/in/pixels": pixels,
-        "graph/image/0/out/image_embeds": image,
-        "run/texts/out/text_embeds": text,
-        "run/pictures/in/image": pictures,
-        "run/pictures/out/image_embeds": image,
-    }
     source = f"open_clip {open_clip().__version__}, torch {torch.__version__}, fp32 on cpu"
-    cases = Case(name="texts", request={"text": list(_TEXTS)}), Case(name="pictures", request={})
-    return Golden(source, arrays, cases)
+    return golden(source, {"text_ids": ids.numpy()}, {"pixels": pixels}, text, image)

@@ -27,11 +27,6 @@ _TEXTS = ("a red heart", "two blue cars in the rain, and a cat that looks at the
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names one of the classes."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     first = _pools_first(checkpoint)

@@ -27,11 +27,6 @@ _SOURCE, _TARGET = "tokenizers/source.json", "tokenizers/target.json"
 _RELATIVE = 4096  # the most tokens where positions are relative and set no limit
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names one of the classes."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")

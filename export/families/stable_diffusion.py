@@ -45,11 +45,6 @@ _UNSUPPORTED = {  # fields of the UNet that other pipelines feed, and the value 
 }
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether model_index.json names one of the pipelines."""
-    return checkpoint.kind == "diffusers" and checkpoint.index.get("_class_name") in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     for component, class_name in _MODELS.items():

@@ -23,11 +23,6 @@ _TILE, _SMALLEST, _LARGEST = 256, 96, 4096  # pixels of a tile's sides
 _OVERLAP = 48  # of which a network sees little at the border
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names the class."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")

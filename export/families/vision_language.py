@@ -34,11 +34,6 @@ _PLACE = "<image>"  # what stands for the picture in a chat template
 _MARKS = (("fake_image_token", "<fake_token_around_image>"), ("global_image_token", "<global-img>"))
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names one of the classes."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     processor = load_processor(checkpoint, "AutoImageProcessor")

@@ -31,11 +31,6 @@ _STEP = 0.02  # seconds from timestamp to timestamp, of all Whisper models
 _LONGEST = 3600  # seconds of a recording: its features take 2 GB on their way
 
 
-def claims(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names the class."""
-    return checkpoint.kind == "transformers" and checkpoint.architecture in CLASSES
-
-
 def recipe(checkpoint: Checkpoint) -> Recipe:
     """Load the checkpoint and say how it becomes a bundle. Raises `ExportError`."""
     model = load_model(checkpoint, ".", f"transformers.{checkpoint.architecture}")

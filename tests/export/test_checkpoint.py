@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,32 @@ def test_a_transformers_model_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["UnknownModel"]}')
     with pytest.raises(ExportError, match=r"architectures is \['UnknownModel'\], supported are"):
         export(tmp_path, tmp_path / "x.mmrt")
+
+
+SOUNDS = "which makes sounds of texts"
+OTHERS: dict[str, str] = {  # classes of transformers that are not supported, and what is said of them
+    "SpeechT5ForTextToSpeech": f"{SOUNDS}: its decoder goes on from frames of numbers, .*MusicgenFor.*, VitsModel$",
+    "BarkModel": f"{SOUNDS}; supported of these are MusicgenForConditionalGeneration, VitsModel$",
+    "Wav2Vec2ForCTC": "which makes texts of speech; supported of these are WhisperForConditionalGeneration$",
+    "PaliGemmaForConditionalGeneration": "makes texts of pictures; supported of these are .*SmolVLMForConditionalGen",
+    "Qwen2VLForConditionalGeneration": "makes texts of pictures; supported of these are .*SmolVLMForConditionalGen",
+    "GPT2LMHeadModel": "texts with a decoder alone, of which none is supported, supported are StableDiffusionPipe",
+    "LlamaForCausalLM": "texts with a decoder alone, of which none is supported, supported are StableDiffusionPipe",
+    "Qwen2ForCausalLM": "texts with a decoder alone, of which none is supported, supported are StableDiffusionPipe",
+    "Wav2Vec2Model": "supported are StableDiffusionPipeline",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_are_refused(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": [name]}))
+    message = rf"^{re.escape(str(folder))}/config\.json: architectures is \['{name}'\], .*{OTHERS[name]}"
+    with pytest.raises(ExportError, match=message) as caught:
+        export(folder, tmp_path / "thing.mmrt")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_hashes_and_variants(sd1_checkpoint: Path, tmp_path: Path) -> None:
