@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,20 @@ def export_bundle(checkpoint: Path, output: Path) -> Path:
     for _ in export(checkpoint, output):
         pass
     return output
+
+
+def exports(folders: pytest.TempPathFactory, save: Callable[[Path, str], Path]) -> Callable[[str], tuple[Path, Path]]:
+    """Of each kind the checkpoint that `save` makes, and its bundle, made when first asked for."""
+    from mmrt.export.quiet import quiet
+
+    @cache
+    def made(kind: str) -> tuple[Path, Path]:
+        folder = folders.mktemp("exports")
+        with quiet():
+            checkpoint = save(folder / "checkpoint", kind)
+        return checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt")
+
+    return made
 
 
 @contextmanager

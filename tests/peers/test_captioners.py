@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import exports  # noqa: E402
 from picture_checkpoints import CHECKPOINTS, OTHERS, POSITIONS, pictures, written  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -76,14 +76,8 @@ class Source:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
-    @cache
-    def made(name: str) -> Source:
-        folder = tmp_path_factory.mktemp("pictures")
-        with quiet():
-            checkpoint = {**CHECKPOINTS, **OTHERS}[name](folder / "checkpoint")
-        return Source(checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
-
-    return made
+    made = exports(tmp_path_factory, lambda folder, name: {**CHECKPOINTS, **OTHERS}[name](folder))
+    return cache(lambda name: Source(*made(name)))
 
 
 @pytest.fixture(params=CHECKPOINTS)

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle, export_half  # noqa: E402
+from checkpoints import export_half, exports  # noqa: E402
 from clip_checkpoints import CLASSES, LENGTH, save  # noqa: E402
 from picture_checkpoints import pictures  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -56,14 +56,8 @@ class Source:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
-    @cache
-    def made(kind: str) -> Source:
-        folder = tmp_path_factory.mktemp("clip")
-        with quiet():
-            checkpoint = save(folder / "checkpoint", kind)
-        return Source(kind, checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
-
-    return made
+    made = exports(tmp_path_factory, save)
+    return cache(lambda kind: Source(kind, *made(kind)))
 
 
 @pytest.fixture(params=CLASSES)

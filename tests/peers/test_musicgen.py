@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import exports  # noqa: E402
 from music_checkpoints import CODES, KINDS, save_musicgen  # noqa: E402
 
 import mmrt  # noqa: E402
@@ -30,16 +30,17 @@ TEXTS = ["slow piano in the rain, with a little bell", "drums", ""]
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    made = exports(tmp_path_factory, save_musicgen)
+
     @cache
-    def made(kind: str) -> tuple[Any, Any, mmrt.Pipeline]:
-        folder = tmp_path_factory.mktemp("musicgen")
+    def loaded(kind: str) -> tuple[Any, Any, mmrt.Pipeline]:
+        checkpoint, bundle = made(kind)
         with quiet():
-            checkpoint = save_musicgen(folder / "checkpoint", kind)
             model = transformers.MusicgenForConditionalGeneration.from_pretrained(checkpoint).eval()
             tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-        return model, tokenizer, mmrt.load(export_bundle(checkpoint, folder / "bundle.mmrt"), threads=1)
+        return model, tokenizer, mmrt.load(bundle, threads=1)
 
-    return made
+    return loaded
 
 
 def compose(model: Any, tokenizer: Any, texts: list[str], guidance: float, new: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 if importlib.util.find_spec("open_clip") is None:  # which imports torchvision too, in whose place others can stand
     pytest.skip("needs open_clip", allow_module_level=True)
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import exports  # noqa: E402
 from corpus import lines  # noqa: E402
 from open_clip_checkpoints import CONFIGS, save  # noqa: E402
 from picture_checkpoints import pictures  # noqa: E402
@@ -66,14 +66,8 @@ class Source:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
-    @cache
-    def made(kind: str) -> Source:
-        folder = tmp_path_factory.mktemp("open_clip")
-        with quiet():
-            checkpoint = save(folder / "checkpoint", kind)
-        return Source(kind, checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
-
-    return made
+    made = exports(tmp_path_factory, save)
+    return cache(lambda kind: Source(kind, *made(kind)))
 
 
 @pytest.fixture(params=CONFIGS)

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle  # noqa: E402
+from checkpoints import exports  # noqa: E402
 from corpus import MADE  # noqa: E402
 
 import mmrt  # noqa: E402
@@ -60,14 +60,14 @@ def save(folder: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
-    @cache
-    def made(kind: str) -> tuple[Path, Any]:
-        folder = tmp_path_factory.mktemp("sentence")
-        with quiet():
-            checkpoint = save(folder / "checkpoint", kind)
-        return checkpoint, mmrt.load(export_bundle(checkpoint, folder / "bundle.mmrt"), threads=1)
+    made = exports(tmp_path_factory, save)
 
-    return made
+    @cache
+    def loaded(kind: str) -> tuple[Path, Any]:
+        checkpoint, bundle = made(kind)
+        return checkpoint, mmrt.load(bundle, threads=1)
+
+    return loaded
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
-from checkpoints import export_bundle, export_half  # noqa: E402
+from checkpoints import export_half, exports  # noqa: E402
 from PIL import Image  # noqa: E402
 from text_checkpoints import CAPTIONERS, POSITIONS, TRANSLATORS, save_text_checkpoint  # noqa: E402
 
@@ -162,14 +162,8 @@ def pictures() -> list[Image.Image]:
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
     """Of every name in `TRANSLATORS` and `CAPTIONERS` its checkpoint and bundle, made when first asked for."""
 
-    @cache
-    def made(name: str) -> Source:
-        folder = tmp_path_factory.mktemp("text")
-        with quiet():
-            checkpoint = save_text_checkpoint(name, folder / "checkpoint")
-        return Source(checkpoint, export_bundle(checkpoint, folder / "bundle.mmrt"))
-
-    return made
+    made = exports(tmp_path_factory, lambda folder, name: save_text_checkpoint(name, folder))
+    return cache(lambda name: Source(*made(name)))
 
 
 @pytest.fixture(params=[*TRANSLATORS, *CAPTIONERS])

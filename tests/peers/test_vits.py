@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from checkpoints import export_bundle, export_half  # noqa: E402
+from checkpoints import export_half, exports  # noqa: E402
 from speech_checkpoints import KINDS, LETTERS, save_vits  # noqa: E402
 
 import mmrt  # noqa: E402
@@ -31,19 +31,20 @@ TEXTS = ["Bad cats, a red deer & a toad: kk!", "c", "  Is SUN on dandelions? 3 t
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    made = exports(tmp_path_factory, save_vits)
+
     @cache
-    def made(kind: str) -> tuple[Any, Any, mmrt.Pipeline]:
-        folder = tmp_path_factory.mktemp("vits")
+    def loaded(kind: str) -> tuple[Any, Any, mmrt.Pipeline]:
+        checkpoint, bundle = made(kind)
         with quiet():
-            checkpoint = save_vits(folder / "checkpoint", kind)
             model = transformers.VitsModel.from_pretrained(checkpoint).eval()
             tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
         tokenizer.is_uroman = False
         if tokenizer.phonemize:
             tokenizer.phonemize = tokenizer.normalize = False
-        return model, tokenizer, mmrt.load(export_bundle(checkpoint, folder / "bundle.mmrt"), threads=1)
+        return model, tokenizer, mmrt.load(bundle, threads=1)
 
-    return made
+    return loaded
 
 
 def speak(model: Any, tokenizer: Any, text: str, seed: int, **options: Any) -> np.ndarray:
