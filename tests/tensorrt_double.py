@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from cuda_double import Double
 
 VERSION = "11.4.1"
 _NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32", "uint8": "UINT8", "bool": "BOOL"}
@@ -440,6 +441,13 @@ class Context:
         count = int(np.prod(shape)) * dtype.itemsize
         found = np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(addresses[name]))
         return found.view(dtype).reshape(shape)
+
+
+class Gpu(Double):
+    """A GPU that engines take for theirs. Its libraries work when the stream comes to it, this double too."""
+
+    def here(self) -> None:
+        CURRENT.add(threading.get_ident())
 
 
 def module(kind: str = "tensorrt") -> Any:

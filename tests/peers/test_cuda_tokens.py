@@ -5,6 +5,7 @@ The double chooses them by the kernel's own source where the rules allow, and ca
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("sentencepiece")
 
+import tensorrt_double
 from checkpoints import export_bundle
 from cuda_double import Double, load_captured
 from emulation import COMPILER, Emulator
 from text_checkpoints import save_text_checkpoint
 
-from mmrt.runtime import engines, selection
+from mmrt.runtime import engines, profiles, selection
+from mmrt.runtime.build import build
+from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import cuda, driver
 from mmrt.runtime.engines import Backend
-from mmrt.runtime.errors import EngineError
+from mmrt.runtime.errors import EngineError, EngineWarning
 from mmrt.runtime.pipeline import Pipeline, load
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
@@ -93,3 +97,23 @@ def test_a_step_is_a_graph(bundle: Path, emulator: Emulator, monkeypatch: pytest
     monkeypatch.setattr(selection, "ENGINES", {"tensorrt": Backend(("cuda",), ("onnx",), load_captured)})
     tokens = load(bundle, device="cuda").generate(TEXTS[0], max_new_tokens=9, min_new_tokens=9).timings["tokens"]
     assert (made.graphs, made.replays) == (1, tokens - 1)  # the first step is done as it is
+
+
+def test_beyond_the_caches_of_an_engine_onnx_runtime_goes_on(
+    bundle: Path, on_cpu: Pipeline, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = tensorrt_double.Gpu(emulator)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double.module())
+    monkeypatch.setattr(cuda, "DRIVER", lambda index: made)
+    monkeypatch.setattr(cuda, "_GPUS", {})
+    monkeypatch.setattr(selection, "_SAID", set())
+    for _ in build(Bundle(bundle), "tensorrt", profiles.read(["capacity=64"])):
+        pass
+    on_gpu = load(bundle, device="cuda")
+    assert on_gpu.describe().engines["decoder"] == "tensorrt fp32 on cuda:0 (a double)"
+    with pytest.warns(EngineWarning, match=r"decoder: .*capacity 128.* is asked for, its engine takes .*capacity 64"):
+        found = on_gpu.generate(TEXTS[0], max_new_tokens=80, min_new_tokens=80)
+    assert found.texts == on_cpu.generate(TEXTS[0], max_new_tokens=80, min_new_tokens=80).texts
+    assert found.timings["tokens"] == 80
+    assert made.replays == 63  # of as many places as the engine has, all but the first

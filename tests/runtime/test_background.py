@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import tensorrt_double
-from cuda_double import Double
+from tensorrt_double import Gpu
 
 import mmrt
 from mmrt.runtime import background, folders, selection
@@ -33,17 +32,12 @@ ON_TENSORRT = "tensorrt fp32 on cuda:0 (a double)"
 ALWAYS = ("text_encoder", "denoiser", "decoder")
 # In a process of its own, whatever imports TensorRT gets the doubles; `how` says what happens when it builds.
 TENSORRT = """
-import os, pathlib, signal, threading, time
-import cuda_double, tensorrt_double
+import os, pathlib, signal, time
+import tensorrt_double
 from mmrt.runtime.devices import cuda, driver
 
 globals().update(vars(tensorrt_double.module("tensorrt")))
 folder = pathlib.Path(__file__).parent
-
-
-class Gpu(cuda_double.Double):
-    def here(self):
-        tensorrt_double.CURRENT.add(threading.get_ident())
 
 
 def build(graph):
@@ -60,15 +54,8 @@ def build(graph):
 
 tensorrt_double.BUILDS[:] = [build]
 if cuda.DRIVER is driver.Driver:
-    cuda.DRIVER = lambda index: Gpu(lambda launches: None, index)
+    cuda.DRIVER = lambda index: tensorrt_double.Gpu(lambda launches: None, index)
 """
-
-
-class Gpu(Double):
-    """A GPU that TensorRT's double takes for its own."""
-
-    def here(self) -> None:
-        tensorrt_double.CURRENT.add(threading.get_ident())
 
 
 @pytest.fixture

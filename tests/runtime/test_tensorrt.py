@@ -590,17 +590,10 @@ def test_a_whole_request_gives_what_the_cpu_gives(
     assert made.replays > 6
 
 
-class Deferred(Double):
-    """A GPU whose libraries work when the stream comes to it, TensorRT's double too."""
-
-    def here(self) -> None:
-        double.CURRENT.add(threading.get_ident())
-
-
 def test_sizes_that_an_engine_was_not_built_for_go_to_onnx_runtime(
     damaged: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Deferred(emulator)
+    made = double.Gpu(emulator)
     monkeypatch.setattr(cuda, "DRIVER", lambda index: made)
     monkeypatch.setattr(cuda, "_GPUS", {})
     monkeypatch.setattr(selection, "_SAID", set())
@@ -636,7 +629,7 @@ def test_sizes_that_nothing_takes_are_the_callers(
     def refuse(*_: object) -> None:
         raise mmrt.EngineError("ONNX Runtime is not here")
 
-    monkeypatch.setattr(cuda, "DRIVER", lambda index: Deferred(emulator))
+    monkeypatch.setattr(cuda, "DRIVER", lambda index: double.Gpu(emulator))
     monkeypatch.setattr(cuda, "_GPUS", {})
     monkeypatch.setattr(
         selection, "ENGINES", selection.ENGINES | {"onnx": selection.ENGINES["onnx"]._replace(load=refuse)}
