@@ -26,7 +26,9 @@ from mmrt.runtime.errors import one_line
 from mmrt.version import __version__
 
 DONE = "engines are in"  # how the last line of a building begins that succeeded
-_TAIL = 8192  # bytes of a log that its last line is looked for in
+_FAILED = ("mmrt: ", "Traceback")  # how a line begins that says why one failed
+_HEAD = "mmrt build "  # how the first line of each begins
+_TRIES = 3  # of what is cut off
 _NICE = 10  # how far the process stands back behind others for the processors
 # `python -m mmrt`, whose modules are where this process found its own
 _MAIN = """
@@ -36,7 +38,7 @@ import runpy
 runpy.run_module("mmrt", run_name="__main__")
 """
 
-State = Literal["none", "running", "done", "failed"]
+State = Literal["none", "running", "done", "failed", "cut off"]
 
 
 class Building:
@@ -58,66 +60,70 @@ class Building:
         self._command = ("build", str(bundle.path.resolve()), *wanted)
 
     def __str__(self) -> str:
-        last = self._last()
+        last = next(iter(self._lines()[::-1]), "it says nothing")
         match self.state():
             case "none":
                 return f"no {self._what} were built in the background"
             case "running":
-                return f"{self.notice}: {last or 'it begins'}"
+                return f"{self.notice}: {last}"
             case "done":
                 return f"{self._what} have been built for the next load ({self.log})"
+            case "cut off":
+                return f"the building of {self._what} was cut off: {last} ({self.log})"
             case "failed":
-                why = last or "the process ended without a word"
-                return f"{self._what} could not be built: {why} ({self.log}); {self._again} tries again"
+                return f"{self._what} could not be built: {last} ({self.log}); {self._again} tries again"
 
     def state(self) -> State:
         """How it stands: of whatever process has begun it."""
         try:
             with self.log.open("rb") as log:
-                if not locks.lock(log, shared=True):
-                    return "running"
-                if not locks.size(log):
-                    return "none"
+                return self._ended() if locks.lock(log, shared=True) else "running"
         except OSError:
             return "none"
-        return "done" if self._last().startswith(DONE) else "failed"
 
     def begin(self) -> None:
         """Begin, unless it is under way or has failed, or there can be no such process here."""
         if self.state() in ("running", "failed") or not _has_python():
             return
         with suppress(OSError), self.log.open("ab") as log:
-            if locks.lock(log) and self._may_begin(locks.size(log)):
-                log.truncate(0)
+            if locks.lock(log) and (state := self._ended()) != "failed":  # no other process was quicker
+                if state == "done":
+                    log.truncate(0)
                 log.write(f"mmrt {' '.join(self._command)}\n".encode())
                 log.flush()
                 self._start(log.fileno())
 
-    def _may_begin(self, size: int) -> bool:
-        """Whether no other process was quicker."""
-        return not size or self._last().startswith(DONE)
+    def _ended(self) -> State:
+        """How it stands where it is not under way."""
+        lines = self._lines()
+        if not lines:
+            return "none"
+        if lines[-1].startswith(DONE):
+            return "done"
+        tries = sum(line.startswith(_HEAD) for line in lines)
+        return "failed" if tries >= _TRIES or any(line.startswith(_FAILED) for line in lines) else "cut off"
 
     def _start(self, log: int) -> None:
         """Start the process, which inherits the log with its lock, and neither the terminal nor its signals."""
         paths = "\n".join(map(os.path.abspath, sys.path))
-        child = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, paths, *self._command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        command = [sys.executable, "-c", _MAIN, paths, *self._command]
+        nothing, both = subprocess.DEVNULL, subprocess.STDOUT
+        try:
+            child = subprocess.Popen(command, stdin=nothing, stdout=log, stderr=both, start_new_session=True)
+        except OSError as error:
+            os.write(log, f"mmrt: no process can be started: {error}\n".encode())
+            return
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, child.pid, _NICE)
         threading.Thread(target=child.wait, name="mmrt build", daemon=True).start()  # or its end stays in the system
 
-    def _last(self) -> str:
-        """The last line of the log, after the first, which is the command."""
+    def _lines(self) -> list[str]:
+        """What the log has."""
         try:
-            lines = self.log.read_bytes()[-_TAIL:].decode(errors="replace").splitlines()[1:]
+            text = self.log.read_text("utf-8", errors="replace")
         except OSError:
-            return ""
-        return one_line(next((line for line in reversed(lines) if line.strip()), ""))
+            return []
+        return [one_line(line) for line in text.splitlines() if line.strip()]
 
 
 def _has_python() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import IO
 
@@ -23,8 +22,3 @@ def lock(file: IO[bytes], *, shared: bool = False, wait: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def size(file: IO[bytes]) -> int:
-    """The bytes in it now, whoever wrote them."""
-    return os.fstat(file.fileno()).st_size
