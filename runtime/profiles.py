@@ -15,6 +15,7 @@ from mmrt.runtime import manifest as m
 from mmrt.runtime.errors import RequestError
 
 _ROWS = 8  # the most, unless asked otherwise
+_VECTORS = m.Range(min=1, opt=8, max=32)  # rows of which vectors are made: up to as many as `mmrt embed` takes at once
 _TOKENS = 32  # of a usual text
 _CAPACITY = 512  # places in the caches of engines, which have no free length there, unless asked otherwise
 _WANTED = "NAME=SIZE or NAME=MIN:OPT:MAX, such as batch=1:2:8, denoiser.batch=2 or size=512x512:512x512:768x768"
@@ -101,7 +102,8 @@ class _Program:
 
     def graphs(self) -> dict[str, tuple[m.Sizes, ...]]:
         for stage in self.manifest.program:
-            rows = m.Range(min=1, opt=2 if _guided(stage) else 1, max=_ROWS)
+            vectors = all(isinstance(output, m.VectorOutput) for output in self.manifest.outputs.values())
+            rows = _VECTORS if vectors else m.Range(min=1, opt=2 if _guided(stage) else 1, max=_ROWS)
             if isinstance(stage, m.Autoregress):
                 self._autoregress(stage, rows)
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import mmrt
@@ -33,6 +34,12 @@ def test_sizes_follow_from_the_inputs(handmade: Path) -> None:
         {"batch": (1, 2, 8), "height": (1, height // 8, height // 4), "width": (1, width // 8, width // 4)}
     ]
     assert wanted["decoder"][0]["batch"] == (1, 1, 8)
+
+
+def test_of_vectors_many_are_made_at_once(handmade: Path) -> None:
+    manifest = Bundle(handmade).manifest
+    vectors = msgspec.structs.replace(manifest, outputs={"vector": m.VectorOutput(source="context")})
+    assert plain(profiles.profiles(vectors)["text_encoder"][0]) == {"batch": (1, 8, 32)}
 
 
 def test_what_is_asked_for_holds(handmade: Path) -> None:

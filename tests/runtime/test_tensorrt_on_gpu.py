@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mmrt
+from mmrt.runtime import background
 from mmrt.runtime.build import _capabilities, build
 from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import cuda, driver
@@ -16,6 +18,7 @@ from mmrt.runtime.engines.nvidia import Kind, Library
 from mmrt.runtime.receipt import replay
 
 LIBRARY = driver._library  # before the tests are told that there is none
+HAS_PYTHON = background._has_python
 
 
 @pytest.mark.gpu
@@ -41,3 +44,25 @@ def test_pictures_and_receipts(kind: Kind, handmade: Path, monkeypatch: pytest.M
         np.testing.assert_allclose(found["latents"], wanted["latents"], rtol=1e-2, atol=1e-2)
         assert np.abs(found["pixels"].astype(int) - wanted["pixels"]).mean() <= 1
         assert all(check.passed for check in replay(pipeline))
+
+
+@pytest.mark.gpu
+def test_the_first_load_builds_beside_it(handmade: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(driver, "_library", LIBRARY)
+    monkeypatch.setattr(background, "_has_python", HAS_PYTHON)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        first = mmrt.load(handmade, device="cuda")
+    except mmrt.EngineError as error:
+        pytest.skip(str(error))
+    if (building := first._selected._building) is None:
+        pytest.skip(str(first.describe()))
+    request = {"prompt": "a red heart", "steps": 6, "seed": 3}
+    while building.state() == "running":
+        first.arrays(**request)
+        time.sleep(0.1)
+    assert building.state() == "done", str(building)
+    found = mmrt.load(handmade, device="cuda")
+    assert found.describe().engines["denoiser"].startswith("tensorrt")
+    wanted = first.arrays(**request)["latents"]
+    np.testing.assert_allclose(found.arrays(**request)["latents"], wanted, rtol=1e-2, atol=1e-2)
