@@ -114,7 +114,7 @@ class Building:
             os.write(log, f"mmrt: no process can be started: {error}\n".encode())
             return
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, child.pid, _NICE)
+            os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
         threading.Thread(target=child.wait, name="mmrt build", daemon=True).start()  # or its end stays in the system
 
     def _lines(self) -> list[str]:

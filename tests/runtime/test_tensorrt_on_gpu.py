@@ -61,6 +61,8 @@ def test_the_first_load_builds_beside_it(handmade: Path, monkeypatch: pytest.Mon
     while building.state() == "running":
         first.arrays(**request)
         time.sleep(0.1)
+    if "builds for no GPU of" in str(building):
+        pytest.skip(str(building))
     assert building.state() == "done", str(building)
     found = mmrt.load(handmade, device="cuda")
     assert found.describe().engines["denoiser"].startswith("tensorrt")
