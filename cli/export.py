@@ -22,7 +22,11 @@ from mmrt.runtime.errors import ExportError
     help="What it is for: some of cpu, cuda, tensorrt, tensorrt-rtx, with commas. TensorRT-RTX's engines are built at "
     "once, which needs no GPU.",
 )
-@click.option("--precision", help="Of the graphs' variants: fp32, or fp32,fp16 as GPUs have it unless asked otherwise.")
+@click.option(
+    "--precision",
+    help="Of the graphs' variants: some of fp32, fp16, bf16, with commas. fp32 is there always, and fp16 too for GPUs "
+    "unless asked otherwise.",
+)
 @click.option("--shapes", multiple=True, help=SHAPES)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

@@ -100,7 +100,7 @@ def _bundle(bundle: Bundle) -> list[str]:
                 lines.append(f"      built by {v.build.version} for GPUs {', '.join(v.build.capabilities)}")
                 lines += [f"      sizes {sizes}" for sizes in map(_sizes, v.build.profiles)]
             if v.dtypes:
-                lines.append(f"      float16 at its border: {_shortened(v.dtypes)}")
+                lines.append(f"      {' and '.join({*v.dtypes.values()})} at its border: {_shortened(v.dtypes)}")
             lines += [f"      in fp32 for {reason}: {_shortened(nodes)}" for reason, nodes in islands(v).items()]
     return [*lines, "", "program", *(f"  {line}" for line in _program(manifest))]
 

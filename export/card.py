@@ -70,18 +70,18 @@ def _graphs(manifest: Manifest, sizes: dict[str, File]) -> str:
 
 
 def _islands(manifest: Manifest) -> str:
-    """What of the graphs in fp16 is in fp32, and why."""
+    """What of the graphs in 16 bits is in fp32, and why."""
     rows = [
-        f"| {name} | {island.node} | {island.op} | {island.reason} | {_range(island)} |"
+        f"| {name} | {variant.precision} | {island.node} | {island.op} | {island.reason} | {_range(island)} |"
         for name, graph in manifest.graphs.items()
         for variant in graph.variants
         for island in variant.islands
     ]
     if not rows:
         return ""
-    head = "In fp16, these operators stay in fp32, with the range of what they were seen to write:"
+    head = "Of what is in 16 bits, these operators stay in fp32, with the range of what they were seen to write:"
     return "\n\n" + "\n".join(
-        [f"{head}\n", "| graph | node | operator | reason | range |", "|---|---|---|---|---|", *rows]
+        [f"{head}\n", "| graph | precision | node | operator | reason | range |", "|---|---|---|---|---|---|", *rows]
     )
 
 

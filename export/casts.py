@@ -1,4 +1,4 @@
-"""Types and casts: an ONNX graph in fp16, once it is known which of its nodes stay in fp32.
+"""Types and casts: an ONNX graph in floats of 16 bits, once it is known which of its nodes stay in fp32.
 
 Converters that there are (onnxruntime's `float16`, onnxconverter-common) keep nodes by name too, but know neither what
 lives between graphs in fp16 nor the operators of opsets 23 and 24, cast around every node that is kept, and hold all
@@ -8,16 +8,41 @@ weights in memory several times.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.errors import ExportError
 
-F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+F32 = ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class Format:
+    """A floating-point format of 16 bits: as precisions, arrays and ONNX name it, and its largest number."""
+
+    precision: Literal["fp16", "bf16"]
+    dtype: Literal["float16", "bfloat16"]
+    type: ir.DataType
+    largest: float
+
+    def rounded(self, array: AnyArray) -> AnyArray:
+        """The array in this format, to nearest."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return array.astype(self.type.numpy())
+
+
+FORMATS = {
+    "fp16": Format("fp16", "float16", ir.DataType.FLOAT16, 65504.0),
+    "bf16": Format("bf16", "bfloat16", ir.DataType.BFLOAT16, (2 - 2**-7) * 2.0**127),
+}
+_HALF = frozenset(format.type for format in FORMATS.values())
 MOVES = frozenset({
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad",
     "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "TensorScatter", "Tile", "Transpose", "Unsqueeze",
@@ -33,7 +58,7 @@ def load(path: str) -> ir.Model:
     """An ONNX file, weights left where they are, constants among them. Raises `ExportError` where it has functions."""
     model = ir.load(path)
     if model.functions:
-        raise ExportError(f"{path}: has functions of its own, which fp16 is not made of")
+        raise ExportError(f"{path}: has functions of its own, of which no other precision is made")
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.NameFixPass()(model)
     if any(value.name and value.dtype is None for node in model.graph for value in node.outputs):
@@ -65,13 +90,13 @@ def nested(node: ir.Node) -> Iterator[ir.Node]:
             yield from graph.all_nodes()
 
 
-def can_be_half(node: ir.Node, version: int) -> bool:
-    """Whether ONNX has the operator in fp16 wherever this node has float32."""
+def can_be_half(node: ir.Node, version: int, format: Format) -> bool:
+    """Whether ONNX has the operator in the format wherever this node has float32."""
     if node.op_type in _OWN_DTYPE or any(True for _ in nested(node)):
         return False
     sides = ((node.inputs, "inputs"), (node.outputs, "outputs"))
     return all(
-        takes_half(node, index, version, side) is not None
+        takes_half(node, index, version, format, side) is not None
         for values, side in sides
         for index, value in enumerate(values)
         if is_float(value)
@@ -93,27 +118,29 @@ def decides(value: ir.Value) -> dict[str, ir.Value]:
     return found
 
 
-def takes_half(node: ir.Node, index: int, version: int, side: str = "inputs") -> bool | None:
-    """Whether an input (output) can be fp16; False where it is float32 always, None where ONNX does not know fp16."""
+def takes_half(node: ir.Node, index: int, version: int, format: Format, side: str = "inputs") -> bool | None:
+    """Whether an input (output) can be of the format; False where it is float32 always, None where ONNX knows none."""
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
     except onnx.defs.SchemaError:
         return None
     formals = getattr(schema, side)
     formal = formals[min(index, len(formals) - 1)]
-    if "tensor(float16)" in formal.types:
+    if f"tensor({format.dtype})" in formal.types:
         return True
     return False if formal.type_str == "tensor(float)" else None
 
 
-def to_half(model: ir.Model, wide: Collection[str], borders: Collection[str]) -> None:
-    """Put all but the nodes named in `wide` into fp16, and those of the graph's inputs and outputs in `borders`."""
-    _Half(model, wide, borders).all()
+def to_half(model: ir.Model, format: Format, wide: Collection[str], borders: Collection[str]) -> None:
+    """Put all but the nodes named in `wide` into the format, and those of the graph's inputs and outputs in
+    `borders`."""
+    _Half(model, format, wide, borders).all()
 
 
 class _Half:
-    def __init__(self, model: ir.Model, wide: Collection[str], borders: Collection[str]) -> None:
+    def __init__(self, model: ir.Model, format: Format, wide: Collection[str], borders: Collection[str]) -> None:
         self.graph, self.wide, self.borders = model.graph, wide, borders
+        self.format, self.half = format, format.type
         self.version = model.graph.opset_imports[""]
         self.nodes = list(model.graph)
         values = [*self.graph.inputs, *self.graph.initializers.values(), *(v for n in self.nodes for v in n.outputs)]
@@ -123,7 +150,7 @@ class _Half:
     def all(self) -> None:
         for value in self.graph.inputs:
             if value in self.floats and value.name in self.borders:
-                _retype(value, F16)
+                _retype(value, self.half)
         for node in self.nodes:
             if node.name not in self.wide:
                 self._narrow(node)
@@ -137,14 +164,14 @@ class _Half:
     def _narrow(self, node: ir.Node) -> None:
         for value in node.outputs:
             if value in self.floats:
-                _retype(value, F16)
+                _retype(value, self.half)
         if node.op_type == "Cast" and node.outputs[0] in self.floats:
-            node.attributes["to"] = ir.AttrInt64("to", F16)
+            node.attributes["to"] = ir.AttrInt64("to", self.half)
         if node.op_type == "ConstantOfShape" and node.outputs[0] in self.floats:
             fill = (
                 node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
             )
-            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(fill.astype(np.float16)))
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(self.format.rounded(fill)))
         if node.op_type == "Attention":
             node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", F32)
 
@@ -158,8 +185,8 @@ class _Half:
     def _wanted(self, node: ir.Node, user: ir.Node, index: int, value: ir.Value) -> ir.DataType:
         if user.op_type in ANY:
             return value.dtype
-        half = node.name not in self.wide and takes_half(user, index, self.version)
-        return F16 if half else F32
+        half = node.name not in self.wide and takes_half(user, index, self.version, self.format)
+        return self.half if half else F32
 
     def _weights(self) -> None:
         """Weights take the type of their users; where these differ, there are two of it."""
@@ -170,12 +197,13 @@ class _Half:
                     wanted = self._wanted(node, user, index, value)
                     users.setdefault(value, {}).setdefault(wanted, []).append((user, index))
         for value, wanted in users.items():
-            if F16 not in wanted:
+            if self.half not in wanted:
                 continue
-            half = ir.Value(name=f"{value.name}.fp16", shape=value.shape, type=ir.TensorType(F16))
-            half.const_value = _narrowed(value.const_value, half.name)
+            name = f"{value.name}.{self.format.precision}"
+            half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self.half))
+            half.const_value = _narrowed(value.const_value, self.format, name)
             self.graph.register_initializer(half)
-            for user, index in wanted[F16]:
+            for user, index in wanted[self.half]:
                 user.replace_input_with(index, half)
             if len(wanted) == 1 and not value.is_graph_output():
                 del self.graph.initializers[value.name]
@@ -187,14 +215,14 @@ class _Half:
 
     def _outputs(self) -> None:
         for index, value in enumerate(self.graph.outputs):
-            wanted = F16 if value.name in self.borders else F32
+            wanted = self.half if value.name in self.borders else F32
             if value not in self.floats or value.dtype == wanted:
                 continue
             name, value.name = value.name, f"{value.name}.{_SUFFIX[value.dtype]}"
             self.graph.outputs[index] = cast(self.graph, value, wanted, name)
 
 
-_SUFFIX = {F16: "fp16", F32: "fp32"}
+_SUFFIX = {F32: "fp32", **{format.type: format.precision for format in FORMATS.values()}}
 
 
 def cast(graph: ir.Graph, value: ir.Value, to: ir.DataType, name: str) -> ir.Value:
@@ -211,33 +239,42 @@ def cast(graph: ir.Graph, value: ir.Value, to: ir.DataType, name: str) -> ir.Val
 
 
 def rounded(model: ir.Model) -> None:
-    """A graph in fp16 becomes one in fp32 of which every result is rounded to fp16.
+    """A graph in 16 bits becomes one in fp32, at its borders too, of which every result is rounded to 16 bits.
 
-    That is what it means to run it in fp16: ONNX Runtime's CPU, which has few operators in fp16, leaves out the
-    rounding between those that it runs in fp32. The weights stay where and what they are.
+    That is what it means to run it in them: ONNX Runtime's CPU, which has few operators in fp16, leaves out the
+    rounding between those that it runs in fp32, and of bf16 it has none. The weights stay where and what they are.
     """
     graph = model.graph
     nodes = list(graph)
-    for value in (*graph.inputs, *graph.initializers.values()):
-        if value.dtype == F16 and value.uses():
+    for value in graph.initializers.values():
+        if value.dtype in _HALF and value.uses():
             _replace(value, cast(graph, value, F32, f"{value.name}.wide"))
+    for value in graph.inputs:
+        _round(graph, value)
     for node in nodes:
         for value in node.outputs:
-            if value.dtype != F16:
-                continue
-            if node.op_type in ("Cast", "ConstantOfShape"):
-                _replace(value, cast(graph, value, F32, f"{value.name}.wide"))
-                continue
-            _retype(value, F32)
-            at = [index for index, output in enumerate(graph.outputs) if output is value]
-            if at:
-                name, value.name = value.name, f"{value.name}.wide"
-                graph.outputs[at[0]] = half = cast(graph, value, F16, name)
-            elif node.op_type in MOVES:
-                continue
-            else:
-                half = cast(graph, value, F16, f"{value.name}.half")
-            _replace(value, cast(graph, half, F32, f"{half.name}.rounded"), but=half.producer())
+            if node.op_type not in MOVES:
+                _round(graph, value)
+            elif value.dtype in _HALF:
+                _retype(value, F32)  # what it moves is rounded
+
+
+def _round(graph: ir.Graph, value: ir.Value) -> None:
+    """Let a value of 16 bits be computed in fp32, and read after it was rounded."""
+    if (narrow := value.dtype) not in _HALF:
+        return
+    name = value.name
+    at = [index for index, output in enumerate(graph.outputs) if output is value]
+    if at:
+        value.name = f"{name}.wide"
+    half, producer = value, value.producer()
+    if producer is None or producer.op_type not in ("Cast", "ConstantOfShape"):  # which round by themselves
+        _retype(value, F32)
+        half = cast(graph, value, narrow, f"{name}.half")
+    new = cast(graph, half, F32, name if at else f"{name}.rounded")
+    _replace(value, new, but=half.producer())
+    for index in at:
+        graph.outputs[index] = new
 
 
 def _replace(value: ir.Value, new: ir.Value, but: ir.Node | None = None) -> None:
@@ -250,11 +287,18 @@ def _retype(value: ir.Value, dtype: ir.DataType) -> None:
     value.type = ir.TensorType(dtype)
 
 
-def _narrowed(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
-    """A weight in fp16, made only when it is written."""
+def _narrowed(tensor: ir.TensorProtocol, format: Format, name: str) -> ir.LazyTensor:
+    """A weight in the format, made only when it is written."""
 
     def make() -> ir.Tensor:
-        with np.errstate(over="ignore"):
-            return ir.tensor(tensor.numpy().astype(np.float16))
+        made = ir.tensor(format.rounded(tensor.numpy()))
+        release(tensor)
+        return made
 
-    return ir.LazyTensor(make, dtype=F16, shape=tensor.shape, name=name)
+    return ir.LazyTensor(make, dtype=format.type, shape=tensor.shape, name=name)
+
+
+def release(tensor: ir.TensorProtocol) -> None:
+    """Let go of what was read of a weight that lies in a file."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()

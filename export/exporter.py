@@ -7,10 +7,11 @@ import gc
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -19,13 +20,16 @@ import numpy as np
 from mmrt.export import families, own, precision, tensorrt, trial, writer
 from mmrt.export.calibration import Recorder
 from mmrt.export.card import model_card
+from mmrt.export.casts import FORMATS, Format
 from mmrt.export.checkpoint import Checkpoint
 from mmrt.export.graph import write_onnx
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Golden, Graph, Recipe
 from mmrt.runtime import manifest as m
-from mmrt.runtime import manifest_file, pipeline, profiles
+from mmrt.runtime import manifest_file, pipeline, profiles, selection
+from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.bundle import MANIFEST, Bundle, hash_file
+from mmrt.runtime.engines import Engine
 from mmrt.runtime.engines.builder import Building
 from mmrt.runtime.engines.nvidia import Library
 from mmrt.runtime.errors import BundleError, ExportError, MmrtError
@@ -41,11 +45,11 @@ _DOES = {
     "load": "reads and checks",
     "reference": "runs the source model",
     "graph": "makes the graph",
-    "precision": "puts into fp16",
+    "precision": "puts into",
     "engine": "builds the engine",
     "verify": "replays the receipts",
 }
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", *FORMATS)
 
 
 @dataclass(frozen=True)
@@ -78,20 +82,20 @@ def export(
     at `output` before the last step has succeeded, and leaving the loop undoes all. Raises `ExportError`.
 
     `targets` are what the bundle is for: with tensorrt-rtx it has engines, for the sizes that `shapes` asks for;
-    without any other target it has no other graphs. `precision` names those of the graphs' variants: "fp32", or
-    "fp32,fp16"; fp32 is there always, and fp16 where nothing is said and a target is a GPU.
+    without any other target it has no other graphs. `precision` names those of the graphs' variants, such as
+    "fp32,fp16,bf16"; fp32 is there always, and fp16 where nothing is said and a target is a GPU.
     """
     if not targets or {*targets} - {*TARGETS}:
         given = ", ".join(map(repr, targets)) or "nothing"
         raise ExportError(f"targets are {', '.join(TARGETS)}, in any number but none; {given} is given")
-    asked = "fp32" if {*targets} == {"cpu"} else "fp32,fp16"
-    precisions = [each.strip() for each in (precision or asked).split(",")]
+    usual = "fp32" if {*targets} == {"cpu"} else "fp32,fp16"
+    precisions = [each.strip() for each in (precision or usual).split(",")]
     if strange := [each for each in precisions if each not in PRECISIONS]:
         raise ExportError(f"precision is {strange[0]!r}, supported are {', '.join(PRECISIONS)}")
     target = Path(output)
     writer.check_free(Path(os.path.abspath(target)), overwrite)
-    half = None if "fp16" not in precisions else "asked for" if precision else "for the targets"
-    return _export(_origin(checkpoint), target, overwrite, half, frozenset(targets), shapes)
+    halves = [format for name, format in FORMATS.items() if name in precisions]
+    return _export(_origin(checkpoint), target, overwrite, halves, bool(precision), frozenset(targets), shapes)
 
 
 class _Origin(NamedTuple):
@@ -122,21 +126,26 @@ def _own(recipe: Recipe) -> Recipe:
 
 
 def _export(
-    source: _Origin, target: Path, overwrite: bool, half: str | None, targets: frozenset[str], shapes: profiles.Asked
+    source: _Origin,
+    target: Path,
+    overwrite: bool,
+    halves: Sequence[Format],
+    asked: bool,
+    targets: frozenset[str],
+    shapes: profiles.Asked,
 ) -> Iterator[Progress]:
     library = tensorrt.library() if RTX in targets else None  # before anything else is done for nothing
     with writer.staging(target, overwrite) as folder:
         draft, notes = yield from _write(source, target, folder)
         gc.collect()  # torch's copy of the weights
-        loaded = pipeline.load(folder, device="cpu", precision="fp32")
-        loaded.engines = recorder = Recorder(loaded.engines)
-        checks = yield from _timed("verify", "", lambda: _replay(loaded))
-        if half is not None:
-            whole, draft = draft, (yield from _halve(folder, draft, recorder))
+        checks, calls = yield from _timed("verify", "", lambda: _verify(folder))
+        for format in halves:
+            whole, draft = draft, (yield from _halve(folder, draft, format, calls))
             if draft != whole:
-                checks += yield from _timed("verify", "in fp16", lambda: _replay_half(folder, draft))
-            elif half == "asked for":
-                raise ExportError("no graph has anything to do in fp16: export it in fp32 alone")
+                work = partial(_verify_half, folder, draft, format)
+                checks += yield from _timed("verify", f"in {format.precision}", work)
+            elif asked:
+                raise ExportError(f"no graph has anything to do in {format.precision}: export it without")
         if library is not None:
             draft = yield from _build(folder, draft, library, shapes)
         if targets == {RTX}:
@@ -172,16 +181,25 @@ def _shares(work: Generator[Building, None, T]) -> Generator[Progress, None, T]:
         yield Progress("engine", building.graph, share=building.share)
 
 
-def _halve(folder: Path, draft: m.Manifest, recorder: Recorder) -> Generator[Progress, None, m.Manifest]:
-    """Add variants in fp16 to the bundle, and to its manifest."""
+Calls = Mapping[str, Sequence[Mapping[str, AnyArray]]]
+
+
+def _verify(folder: Path) -> tuple[tuple[Check, ...], Calls]:
+    """The receipts in fp32, and what they send through each graph. The engines are let go."""
+    loaded = pipeline.load(folder, device="cpu", precision="fp32")
+    loaded.engines = recorder = Recorder(loaded.engines)
+    return _replay(loaded), {name: calls.kept for name, calls in recorder.calls.items()}
+
+
+def _halve(folder: Path, draft: m.Manifest, format: Format, calls: Calls) -> Generator[Progress, None, m.Manifest]:
+    """Add variants in a format of 16 bits to the bundle, and to its manifest."""
     carried, graphs = draft.carried(), dict(draft.graphs)
     stages = [stage for stage in draft.program if isinstance(stage, m.Autoregress)]
     caches = {old: new for stage in stages for old, new in stage.caches.items()}
     exact = precision.exact(draft, folder)
     for name, graph in draft.graphs.items():
-        calls = recorder.calls[name].kept
-        work = partial(precision.halve, name, graph, folder, calls, carried, caches, exact)
-        if (variant := (yield from _timed("precision", name, work))) is not None:
+        work = partial(precision.halve, name, graph, folder, format, calls[name], carried, caches, exact)
+        if (variant := (yield from _timed("precision", f"{format.precision} {name}", work))) is not None:
             graphs[name] = msgspec.structs.replace(graph, variants=(*graph.variants, variant))
         gc.collect()
     if graphs == draft.graphs:
@@ -191,17 +209,20 @@ def _halve(folder: Path, draft: m.Manifest, recorder: Recorder) -> Generator[Pro
     return draft
 
 
-def _replay_half(folder: Path, draft: m.Manifest) -> tuple[Check, ...]:
-    """The receipts in fp16: as this machine's engine runs it, and with every step rounded, as a GPU does."""
-    loaded = pipeline.load(folder, device="cpu", precision="fp16")
-    checks = _replay(loaded)
-    loaded.engines = {
-        name: precision.rounded_engine(name, draft.graphs[name].of(variant), folder / variant.file)
-        if variant.precision == "fp16"
-        else loaded.engines[name]
-        for name, variant in loaded.variants.items()
+def _verify_half(folder: Path, draft: m.Manifest, format: Format) -> tuple[Check, ...]:
+    """The receipts in 16 bits: with every step rounded, as a GPU does, and, where this machine's engine has operators
+    in them, as it runs them."""
+    here = format.precision in selection.PRECISIONS["cpu"]
+    checks = _replay(pipeline.load(folder, device="cpu", precision=format.precision)) if here else ()
+    loaded = pipeline.load(folder, device="cpu", precision="fp32", memory="low")  # which loads no graph by itself
+    rounded: dict[str, Engine] = {
+        name: precision.rounded_engine(name, graph, folder / variant.file)
+        for name, graph in draft.graphs.items()
+        for variant in graph.variants
+        if variant.precision == format.precision
     }
-    strict = _replay(loaded)
+    loaded.engines = rounded | {name: loaded.engines[name] for name in draft.graphs.keys() - rounded.keys()}
+    strict = _replay(loaded, dict.fromkeys(rounded, format.precision))
     return checks + tuple(msgspec.structs.replace(check, what=f"{check.what}, every step rounded") for check in strict)
 
 
@@ -282,10 +303,10 @@ def _manifest(source: _Origin, recipe: Recipe, graphs: dict[str, m.Graph], name:
     )
 
 
-def _replay(loaded: pipeline.Pipeline) -> tuple[Check, ...]:
+def _replay(loaded: pipeline.Pipeline, precisions: Mapping[str, str] = MappingProxyType({})) -> tuple[Check, ...]:
     """The receipts, as its engines give them. Raises `ExportError` with the first that fails."""
     with quiet():  # the golden prompts may be too long for a small tokenizer
-        checks = tuple(replay(loaded))
+        checks = tuple(replay(loaded, precisions))
     for check in checks:
         if not check.passed:
             figures = {
@@ -295,7 +316,7 @@ def _replay(loaded: pipeline.Pipeline) -> tuple[Check, ...]:
                 "margin": check.margin,
                 "largest error": check.max_error,
             }
-            hint = "" if check.precision == "fp32" else "; export it in fp32 alone"
+            hint = "" if check.precision == "fp32" else f"; export it without {check.precision}"
             found = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if value is not None)
             raise ExportError(
                 f"the bundle does not give what the source model gives: {check.what} ({check.precision}): {found}, "

@@ -1,8 +1,8 @@
-"""What numbers flow through a graph, and what fp16 would make of them: measured inside, in one run of the fp32 graph.
+"""What numbers flow through a graph, and what 16 bits would make of them: measured inside one run of the fp32 graph.
 
-Next to every float a few reductions give its range and what rounding it to fp16 loses, and every operator that computes
-stands there a second time, reading its inputs rounded to fp16. Only scalars leave the graph, so that the memory is that
-of an ordinary run, whatever its size.
+Next to every float a few reductions give its range and what rounding it loses, and every operator that computes stands
+there a second time, reading its inputs rounded. Only scalars leave the graph, and all that measures a value stands
+behind it and runs there, so that the memory is about that of an ordinary run, whatever the graph's size.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from mmrt.export.casts import ANY, F16, F32, MOVES, constant, is_float, nested
+from mmrt.export.casts import ANY, F32, MOVES, Format, constant, is_float, nested, release
+from mmrt.runtime import manifest as m
 from mmrt.runtime.arrays import AnyArray
+from mmrt.runtime.engines.onnx import OnnxEngine
 
 _NEAR = frozenset({"ArgMax", "ArgMin", "Cast", "TopK"})  # a pixel may be one off, and one of two that tie be chosen
 _SCORES = 3  # the output of an Attention with the products of queries and keys
@@ -26,7 +28,7 @@ _SCORES = 3  # the output of an Attention with the products of queries and keys
 
 @dataclass(frozen=True)
 class Seen:
-    """A value: the smallest and largest number in it, and the relative L2 error of rounding it to fp16."""
+    """A value: the smallest and largest number in it, and the relative L2 error of rounding it to 16 bits."""
 
     low: float
     high: float
@@ -50,10 +52,10 @@ class Measured:
     outputs: list[dict[str, AnyArray]] = field(default_factory=list)
 
 
-def measure(model: ir.Model, beside: Path, calls: Sequence[Mapping[str, AnyArray]]) -> Measured:
+def measure(model: ir.Model, beside: Path, calls: Sequence[Mapping[str, AnyArray]], format: Format) -> Measured:
     """Run the calls through the graph, which is changed; it is written beside the file that has its weights."""
     names = [value.name for value in model.graph.outputs]
-    probes = _Probes(model)
+    probes = _Probes(model, format)
     found = Measured()
     with written(model, beside, "probe") as file:
         runner = session(file)
@@ -79,28 +81,52 @@ class written:  # noqa: N801
         self.path.unlink(missing_ok=True)
 
 
+_COPYING = ("ConstantFolding", "NchwcTransformer")  # optimizers of ONNX Runtime that make new weights of old ones
+
+
 def session(file: Path) -> ort.InferenceSession:
     """An ONNX file as it is, whatever its borders."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # memory goes back as soon as it is not needed
+    _save_memory(options)
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the file's, or all that measures would come last
     options.enable_mem_reuse = False  # it takes an attention's products to be as many as another's
-    options.add_session_config_entry("session.disable_prepacking", "1")  # nor are there copies of all weights
-    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*_COPYING])
+
+
+class RoundedEngine(OnnxEngine):
+    """A graph that `casts.rounded` has made, whose weights are those of 16 bits, made wide when they are needed."""
+
+    def __init__(self, graph: str, spec: m.Graph, file: Path) -> None:
+        super().__init__(graph, spec, file, without=_COPYING)
+
+    def _model(self, file: Path, options: ort.SessionOptions) -> str | bytes:
+        _save_memory(options)
+        return str(file)
+
+
+def _save_memory(options: ort.SessionOptions) -> None:
+    """It goes back as soon as it is not needed, and there are no copies of weights."""
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
 
 
 class _Probes:
-    """The nodes that measure; `_order` says what their scalars are."""
+    """The nodes that measure, each behind what it measures; `_order` says what their scalars are."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self._graph = model.graph
+    def __init__(self, model: ir.Model, format: Format) -> None:
+        self._graph, self._format = model.graph, format
         self._order: list[_Figure] = []  # one for each scalar
         self._rounded: dict[ir.Value, ir.Value] = {}
         nodes = list(model.graph)
-        floats = [value for value in model.graph.inputs if is_float(value)]
-        for value in (*floats, *(v for node in nodes for v in node.outputs if is_float(v))):
+        self._first = nodes[0]
+        self._last: ir.Node | None = None  # new ones come behind it
+        for value in filter(is_float, model.graph.inputs):
             self._value(value)
         for node in nodes:
+            self._last = node
+            for value in filter(is_float, node.outputs):
+                self._value(value)
             self._node(node)
 
     def read(self, scalars: Sequence[float], found: Measured) -> None:
@@ -113,8 +139,8 @@ class _Probes:
                 loss = _ratio(figures[_Figure("loss", value)], figures[_Figure("norm", value)])
                 before = found.values.get(value, Seen(math.inf, -math.inf, 0.0))
                 found.values[value] = Seen(min(low, before.low), max(high, before.high), max(loss, before.loss))
-            if figure.kind == "scores":
-                found.scores[node] = float(np.fmax(scalar, found.scores.get(node, 0.0)))
+            if figure.kind in ("least", "most"):
+                found.scores[node] = float(np.fmax(abs(scalar), found.scores.get(node, 0.0)))
             if figure.kind == "error":
                 error = _ratio(scalar, figures[_Figure("norm", value)])
                 found.errors[node] = max(error, found.errors.get(node, 0.0))
@@ -136,12 +162,12 @@ class _Probes:
         attends = node.op_type == "Attention" and len(node.outputs) == 1
         count = _SCORES + 1 if attends else len(node.outputs)
         twin = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=count)
-        self._graph.append(twin)
+        self._insert(twin)
         if attends:
             twin.outputs[1].name = twin.outputs[2].name = ""
             twin.outputs[_SCORES].name = f"{node.outputs[0].name}.scores"
-            magnitudes = self._add("Abs", [twin.outputs[_SCORES]])
-            self._put(_Figure("scores", node.outputs[0].name, node.name), "ReduceMax", magnitudes)
+            self._put(_Figure("least", node.outputs[0].name, node.name), "ReduceMin", twin.outputs[_SCORES])
+            self._put(_Figure("most", node.outputs[0].name, node.name), "ReduceMax", twin.outputs[_SCORES])
         for ours, theirs in zip(node.outputs, twin.outputs, strict=False):
             if ours.dtype is None:  # left out
                 continue
@@ -156,14 +182,22 @@ class _Probes:
 
     def _round(self, value: ir.Value) -> ir.Value:
         if value not in self._rounded:
-            self._rounded[value] = self._add("Cast", [self._add("Cast", [value], {"to": F16})], {"to": F32})
+            half = self._add("Cast", [value], {"to": self._format.type})
+            self._rounded[value] = self._add("Cast", [half], {"to": F32})
         return self._rounded[value]
 
     def _add(self, op: str, inputs: Sequence[ir.Value], attributes: Mapping[str, int] | None = None) -> ir.Value:
         node = ir.node(op, inputs, attributes)
-        self._graph.append(node)
+        self._insert(node)
         node.outputs[0].name = f"probe.{self._graph.num_nodes()}"
         return node.outputs[0]
+
+    def _insert(self, node: ir.Node) -> None:
+        if self._last is None:
+            self._graph.insert_before(self._first, node)
+        else:
+            self._graph.insert_after(self._last, node)
+        self._last = node
 
     def _put(self, figure: _Figure, op: str, value: ir.Value) -> None:
         scalar = self._add(op, [value], {"keepdims": 0})
@@ -175,7 +209,7 @@ class _Probes:
 class _Figure(NamedTuple):
     """What a scalar says, and of which value, as which node writes it."""
 
-    kind: Literal["low", "high", "norm", "loss", "error", "differs", "scores"]
+    kind: Literal["low", "high", "norm", "loss", "error", "differs", "least", "most"]
     value: str
     node: str = ""
 
@@ -187,15 +221,17 @@ def _ratio(error: float, norm: float) -> float:
     return math.sqrt(error / norm) if math.isfinite(error) else math.inf
 
 
-def losses(weights: Iterable[ir.Value]) -> dict[str, float]:
-    """The relative L2 error of rounding each weight to fp16; infinite where one is too large for it."""
+def losses(weights: Iterable[ir.Value], format: Format) -> dict[str, float]:
+    """The relative L2 error of rounding each weight; infinite where one is too large."""
     found = {}
     for value in weights:
         wide = value.const_value.numpy().astype(np.float32, copy=False)
+        narrow = format.rounded(wide).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            narrow = wide.astype(np.float16)
             norm, error = np.linalg.norm(wide), np.linalg.norm(wide - narrow)
         found[value.name] = 0.0 if not norm or not np.isfinite(norm) else float(error / norm)
         if np.isinf(narrow).any() and not np.isinf(wide).any():
             found[value.name] = math.inf
+        del wide
+        release(value.const_value)
     return found

@@ -1,7 +1,8 @@
-"""fp16 variants: what of a graph would come out wrong in fp16 is found by measuring, and stays in fp32.
+"""Variants in fp16 and bf16: what of a graph would come out wrong in them is found by measuring, and stays in fp32.
 
 A graph's calibration calls go through its fp32 form, with probes inside (`measure`). What these say decides which nodes
-stay (`_Plan`), `casts` does the rest, and the result is compared with what fp32 gave, every step rounded to fp16.
+stay (`_Plan`), `casts` does the rest, and the result is compared with what fp32 gave, every step rounded. The two
+formats differ in their range and in what they round (`casts.FORMATS`), and in what they may cost (`TOLERANCES`).
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import numpy as np
 import onnx_ir as ir
 
 from mmrt.export import casts
-from mmrt.export.casts import ANY, constant, is_float
+from mmrt.export.casts import ANY, Format, constant, is_float
 from mmrt.export.graph import EMBEDDED
-from mmrt.export.measure import Measured, losses, measure, session, written
+from mmrt.export.measure import Measured, RoundedEngine, losses, measure, session, written
 from mmrt.runtime import manifest as m
-from mmrt.runtime.arrays import AnyArray, fitted
-from mmrt.runtime.engines.onnx import OnnxEngine
+from mmrt.runtime.arrays import AnyArray
 from mmrt.runtime.errors import ExportError
 from mmrt.runtime.receipt import TOLERANCES, compare
 
-LARGEST = 65504 / 4  # other inputs may make four times what these did
-LOSS = 2**-7  # relative L2 error that one node may make: 16 times that of one rounding
+_ROOM = 4  # other inputs may make so many times what these did
+_NODE = 0.4  # of the tolerance of the receipts: the relative L2 error that one node may make
 _SHARE = 0.5  # of the tolerance of the receipts, for a graph alone
-_MASKED = -LARGEST / 2  # what a mask adds to what is not to be seen, instead of numbers that fp16 does not have
+_LEAST = -65504 / _ROOM  # constants below it are those of masks, which add to what is not to be seen
+_MASKED = -8192.0  # what they become: there are no such numbers in fp16, nor in bf16 what float32 has at its end
 _ACCUMULATING = frozenset({
     "AveragePool", "Cos", "CumSum", "DFT", "Einsum", "GRU", "GlobalAveragePool", "GlobalLpPool",
     "InstanceNormalization", "LRN", "LSTM", "LogSoftmax", "LpNormalization", "LpPool", "MeanVarianceNormalization",
@@ -45,27 +46,28 @@ def halve(
     name: str,
     graph: m.Graph,
     bundle: Path,
+    format: Format,
     calls: Sequence[Mapping[str, AnyArray]],
     carried: Collection[str] = (),
     caches: Mapping[str, str] = MappingProxyType({}),
     exact: Collection[str] = (),
 ) -> m.Variant | None:
-    """Write graphs/NAME.fp16.onnx into the bundle; None for a graph of which nothing is worth it, or known.
+    """Write graphs/NAME.PRECISION.onnx into the bundle; None for a graph of which nothing is worth it, or known.
 
-    calls: inputs for its fp32 variant. carried: arrays that are to be float16 at its borders, if they can be; caches:
-    which of them becomes which; exact: arrays that are to be as in fp32, see `exact`. Raises `ExportError` where fp16
-    cannot give what fp32 does.
+    calls: inputs for its fp32 variant. carried: arrays that are to be of the format at its borders, if they can be;
+    caches: which of them becomes which; exact: arrays that are to be as in fp32, see `exact`. Raises `ExportError`
+    where the format cannot give what fp32 does.
     """
     source = bundle / graph.variants[0].file
-    target = bundle / f"graphs/{name}.fp16.onnx"
+    target = bundle / f"graphs/{name}.{format.precision}.onnx"
     if not calls or casts.has_sequences(source):
         return None
     saturated = _can_saturate(source, calls)
     model = _load(source, saturated)
     if not any(is_float(value) for node in model.graph for value in node.outputs):
         return None
-    found = measure(_load(source, saturated), source, calls)
-    plan = _Plan(model, found, {each for each in carried if each in graph.inputs or each in graph.outputs})
+    found = measure(_load(source, saturated), source, calls, format)
+    plan = _Plan(model, format, found, {each for each in carried if each in graph.inputs or each in graph.outputs})
     plan.decide(caches, exact)
     doubtful = sorted(found.errors.keys() - plan.reasons.keys(), key=lambda node: -found.errors[node])
     for count in _doubling(len(doubtful)):
@@ -77,15 +79,15 @@ def halve(
         _write(_load(source, saturated), plan, target)
         variant = m.Variant(
             engine="onnx",
-            precision="fp16",
+            precision=format.precision,
             file=f"graphs/{target.name}",
-            dtypes=dict.fromkeys(sorted(plan.borders), "float16"),
+            dtypes=dict.fromkeys(sorted(plan.borders), format.dtype),
             islands=tuple(plan.islands()),
         )
-        worst = _worst(rounded_engine(name, graph.of(variant), target), graph, calls, found.outputs)
+        worst = _worst(rounded_engine(name, graph, target), calls, found.outputs, format)
         if worst is None:
             return variant
-    raise ExportError(f"{name}: in fp16 {worst}")
+    raise ExportError(f"{name}: in {format.precision} {worst}")
 
 
 def exact(manifest: m.Manifest, bundle: Path) -> set[str]:
@@ -109,12 +111,13 @@ def exact(manifest: m.Manifest, bundle: Path) -> set[str]:
     return found
 
 
-def rounded_engine(name: str, spec: m.Graph, file: Path) -> OnnxEngine:
-    """An fp16 graph on the CPU with every result rounded to fp16, as where operators are: see `casts.rounded`."""
+def rounded_engine(name: str, graph: m.Graph, file: Path) -> RoundedEngine:
+    """A graph's file in fp16 or bf16 on the CPU, with every result rounded, as where there are operators in them: see
+    `casts.rounded`."""
     model = casts.load(str(file))
     casts.rounded(model)
     with written(model, file, "rounded") as path:
-        return OnnxEngine(name, spec, path)
+        return RoundedEngine(name, graph, path)
 
 
 def _load(source: Path, saturated: bool) -> ir.Model:
@@ -125,19 +128,19 @@ def _load(source: Path, saturated: bool) -> ir.Model:
 
 
 def _saturate(model: ir.Model) -> bool:
-    """Bring constants that are below all of fp16's, which masks are made of, into its range; whether there are any."""
+    """Bring constants that masks are made of into the formats' range; whether there are any."""
     found = False
     for value in model.graph.initializers.values():
         if is_float(value) and value.const_value.size <= 2**20:
             array = value.const_value.numpy()
-            if array.size and array.min() < -LARGEST:
+            if array.size and array.min() < _LEAST:
                 value.const_value = ir.tensor(np.maximum(array, np.float32(_MASKED)), name=value.name)
                 found = True
     return found
 
 
 def _can_saturate(source: Path, calls: Sequence[Mapping[str, AnyArray]]) -> bool:
-    """Whether there are such constants, and the graph gives the same with them in fp16's range."""
+    """Whether there are such constants, and the graph gives the same with them in range."""
     model = casts.load(str(source))
     if not _saturate(model):
         return False
@@ -159,7 +162,7 @@ def _outputs(
 
 
 def _write(model: ir.Model, plan: _Plan, target: Path) -> None:
-    casts.to_half(model, plan.reasons.keys(), plan.borders)
+    casts.to_half(model, plan.format, plan.reasons.keys(), plan.borders)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     ir.save(model, target, external_data=f"{target.name}.data" if size > EMBEDDED else None)
 
@@ -174,19 +177,21 @@ def _doubling(most: int) -> Iterator[int]:
 
 
 def _worst(
-    engine: OnnxEngine, graph: m.Graph, calls: Sequence[Mapping[str, AnyArray]], wanted: Sequence[dict[str, AnyArray]]
+    engine: RoundedEngine,
+    calls: Sequence[Mapping[str, AnyArray]],
+    wanted: Sequence[dict[str, AnyArray]],
+    format: Format,
 ) -> str | None:
     """The output that is furthest from what fp32 gave, if one is too far."""
-    tolerance = TOLERANCES["fp16"]
+    tolerance = TOLERANCES[format.precision]
     found: dict[str, float] = {}
     for call, golden in zip(calls, wanted, strict=True):
-        outputs = fitted(engine.run(fitted(call, engine.inputs)), graph.outputs)
-        for name, array in outputs.items():
+        for name, array in engine.run(call).items():
             if (
                 array.dtype.kind in "ib" and array.dtype != np.uint8
             ):  # choices, which the receipts judge by their margins
                 continue
-            check = compare(name, array, golden[name], "fp16")
+            check = compare(name, array, golden[name], format.precision)
             if check.psnr is not None:
                 share = (tolerance.psnr - 20 * math.log10(_SHARE)) / max(check.psnr, 1e-9)
             else:
@@ -199,10 +204,11 @@ def _worst(
 
 
 class _Plan:
-    """Which nodes stay in fp32, and why; and which arrays are float16 at the graph's borders."""
+    """Which nodes stay in fp32, and why; and which arrays are of the format at the graph's borders."""
 
-    def __init__(self, model: ir.Model, found: Measured, carried: set[str]) -> None:
-        self.graph, self.found = model.graph, found
+    def __init__(self, model: ir.Model, format: Format, found: Measured, carried: set[str]) -> None:
+        self.graph, self.format, self.found = model.graph, format, found
+        self.most, self.loss = format.largest / _ROOM, _NODE * TOLERANCES[format.precision].relative
         self.version = model.graph.opset_imports[""]
         self.nodes = {node.name: node for node in model.graph}
         self.reasons: dict[str, m.Reason] = {}
@@ -215,28 +221,28 @@ class _Plan:
                 for value in filter(is_float, casts.decides(output).values()):
                     self._hold_back(value)
         weights = [value for value in self.graph.initializers.values() if is_float(value)]
-        weight_losses = losses(weights)
+        weight_losses = losses(weights, self.format)
         for node in self.nodes.values():
-            if self._floats(node) and not casts.can_be_half(node, self.version):
+            if self._floats(node) and not casts.can_be_half(node, self.version, self.format):
                 self._stay(node, "unsupported")
             elif node.op_type in _ACCUMULATING:
                 self._stay(node, "accumulation")
         for value in self._values():
             seen = self.found.values.get(value.name)
-            if seen is None or seen.largest > LARGEST:  # what was not seen is not trusted either
+            if seen is None or seen.largest > self.most:  # what was not seen is not trusted either
                 self._hold(value, "overflow")
-            elif seen.loss > LOSS:
+            elif seen.loss > self.loss:
                 self._hold(value, "underflow")
         for name, largest in self.found.scores.items():
-            if not largest <= LARGEST:  # NaN too
+            if not largest <= self.most:  # NaN too
                 self._read_exactly(self.nodes[name], "overflow")
         for value in weights:
-            if weight_losses[value.name] > LOSS:
+            if weight_losses[value.name] > self.loss:
                 for node, index in value.uses():
-                    if node.name in self.nodes and casts.takes_half(node, index, self.version):
+                    if node.name in self.nodes and casts.takes_half(node, index, self.version, self.format):
                         self._stay(node, "weights")
         for name, error in self.found.errors.items():
-            if error > LOSS:
+            if error > self.loss:
                 self._read_exactly(self.nodes[name], "rounding")
         for node in self.nodes.values():
             if node.op_type in _COMPARISONS and any(map(is_float, node.inputs)):
@@ -253,7 +259,7 @@ class _Plan:
         self._between()
 
     def worthwhile(self) -> bool:
-        """Whether anything heavy is in fp16, or anything at all in a graph with nothing heavy."""
+        """Whether anything heavy is in 16 bits, or anything at all in a graph with nothing heavy."""
         half = [
             node for name, node in self.nodes.items() if name not in self.reasons and any(map(is_float, node.outputs))
         ]
@@ -287,7 +293,7 @@ class _Plan:
         self.reasons.setdefault(node.name, reason)
 
     def _hold(self, value: ir.Value, reason: m.Reason) -> None:
-        """A value is never in fp16: who writes it and who reads it stay."""
+        """A value is fp32 always: who writes it and who reads it stay."""
         if (producer := value.producer()) is not None:
             self._stay(producer, reason)
         for node, _ in value.uses():

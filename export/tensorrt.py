@@ -13,8 +13,7 @@ from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.engines import builder
 from mmrt.runtime.engines.nvidia import Library
 from mmrt.runtime.errors import EngineError, ExportError, RequestError
-
-_BY_PRECISION = ("int8", "fp16", "fp32")  # what engines are built of, best first
+from mmrt.runtime.selection import PRECISIONS
 
 
 def library() -> Library:
@@ -39,7 +38,7 @@ def build(
     """Write the engine of a graph into the bundle's folder, yielding how far it is; its variant. Raises `ExportError`
     naming the graph."""
     spec = bundle.manifest.graphs[graph]
-    onnx = min(spec.variants, key=lambda variant: _BY_PRECISION.index(variant.precision))
+    onnx = min(spec.variants, key=lambda variant: PRECISIONS["cuda"].index(variant.precision))
     built = m.Build(
         source=bundle.digest(onnx.file),
         version=library.version,

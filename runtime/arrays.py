@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmrt.runtime import manifest
+from mmrt.runtime.errors import EngineError
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -18,6 +20,7 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 UInt32: TypeAlias = npt.NDArray[np.uint32]
 UInt64: TypeAlias = npt.NDArray[np.uint64]
+_FLOATS = {"float32", "float16", "bfloat16"}
 
 
 def fitted(
@@ -29,10 +32,18 @@ def fitted(
     """
     return {
         name: cast(array, specs[name].dtype)
-        if name in specs and {array.dtype.name, specs[name].dtype} == {"float16", "float32"}
+        if name in specs and array.dtype.name != specs[name].dtype and {array.dtype.name, specs[name].dtype} <= _FLOATS
         else array
         for name, array in arrays.items()
     }
+
+
+def need_bfloat16() -> None:
+    """Let NumPy have the dtype "bfloat16". Raises `EngineError` where it cannot."""
+    try:
+        importlib.import_module("ml_dtypes")
+    except ImportError:
+        raise EngineError("NumPy has no bfloat16 without ml_dtypes: pip install ml_dtypes") from None
 
 
 def mismatch(

@@ -327,10 +327,11 @@ Reason = Literal[
 class Island(_Struct, frozen=True):
     """An operator that a variant of lower precision leaves in fp32, and why; `range` is what it was seen to write.
 
-    overflow: it reads or writes numbers too large for fp16; underflow: or too small; weights: its weights are;
-    rounding: what it makes of inputs that are rounded to fp16 is something else; choice: lengths or choices are made of
+    overflow: it reads or writes numbers too large for 16 bits; underflow: or too small; weights: its weights are;
+    rounding: what it makes of inputs that are rounded is something else; choice: lengths or choices are made of
     what it writes, and would be others; accumulation: it adds up many numbers;
-    unsupported: it has no fp16; between: it stands between others in fp32; error: the graph as a whole came out wrong.
+    unsupported: there is none in 16 bits; between: it stands between others in fp32; error: the graph as a whole came
+    out wrong.
     """
 
     node: Label
@@ -369,15 +370,15 @@ class Variant(_Struct, frozen=True):
     """One file that computes a graph. ONNX files, `*.onnx`, may have weights beside them, named in the file itself;
     those of the other engines, `*.engine`, have a `build`.
 
-    `dtypes` are those of the graph's inputs and outputs that are others than in the graph: float16 for float32, of
+    `dtypes` are those of the graph's inputs and outputs that are others than in the graph: of 16 bits for float32, of
     arrays that are `carried`. `islands` are the operators in fp32 among others of lower precision.
     """
 
     engine: Literal["onnx", "tensorrt", "tensorrt-rtx"]
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
     file: str
     build: Build | None = None
-    dtypes: dict[Name, Literal["float16"]] = {}
+    dtypes: dict[Name, Literal["float16", "bfloat16"]] = {}
     islands: Annotated[tuple[Island, ...], msgspec.Meta(max_length=65536)] = ()
 
 

@@ -40,11 +40,11 @@ def load(
     """Open a bundle and load its graphs, on the best that this machine can run; `Pipeline.describe` says what and why.
 
     device: "auto", "cpu", "cuda" or "cuda:N"; engine: "auto" or a key of `ENGINES`; precision: "auto", which is the
-    fastest here, "fp32", "fp16" or "int8", for the graphs that have it; threads: how many an operator may use on a CPU,
-    0 for one a core; memory: "low" loads each stage's graphs when it comes and lets them go after it; build: where
-    TensorRT is installed and has no engines of the bundle, they are built in the background, for the next time, while
-    ONNX Runtime serves. Raises `BundleError` where the bundle is damaged, `EngineError` where this machine cannot run
-    it so.
+    best here, "fp32", "fp16", "bf16" or "int8", for the graphs that have it; threads: how many an operator may use on
+    a CPU, 0 for one a core; memory: "low" loads each stage's graphs when it comes and lets them go after it; build:
+    where TensorRT is installed and has no engines of the bundle, they are built in the background, for the next time,
+    while ONNX Runtime serves. Raises `BundleError` where the bundle is damaged, `EngineError` where this machine cannot
+    run it so.
     """
     if memory not in MEMORIES:
         raise EngineError(f"memory is {memory!r}, wanted {' or '.join(MEMORIES)}")

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -88,26 +89,29 @@ class Tolerance:
 TOLERANCES = {
     "fp32": Tolerance(1e-3, 40, 60),
     "fp16": Tolerance(2e-2, 35, 30, 0.12),
+    "bf16": Tolerance(5e-2, 30, 20, 0.3),
     "int8": Tolerance(1e-1, 25, 15, 0.6),
 }
-_BY_LOSS = ("fp32", "fp16", "int8")
+_BY_LOSS = tuple(TOLERANCES)
 
 
-def replay(pipeline: Pipeline) -> Iterator[Check]:
+def replay(pipeline: Pipeline, precisions: Mapping[str, str] = MappingProxyType({})) -> Iterator[Check]:
     """Run all golden inputs through the pipeline's engines and yield the comparisons, graph by graph, then whole runs.
 
-    Raises `BundleError` where the bundle has no receipt or a damaged one.
+    precisions: those of graphs whose engines are not the pipeline's own. Raises `BundleError` where the bundle has no
+    receipt or a damaged one.
     """
     receipt = read_receipt(pipeline.bundle)
     golden = _Golden(pipeline.bundle)
     graphs = pipeline.manifest.graphs
+    known = {name: variant.precision for name, variant in pipeline.variants.items()} | dict(precisions)
     for graph in graphs:
         for number in golden.names("graph", graph):
             outputs = pipeline.call(graph, golden.arrays("graph", graph, number, "in"))
-            precision = pipeline.variants[graph].precision
+            precision = known[graph]
             for name, wanted in golden.arrays("graph", graph, number, "out").items():
                 yield _compare_named(f"{graph} {number}: {name}", outputs, name, wanted, precision)
-    precision = max((variant.precision for variant in pipeline.variants.values()), key=_BY_LOSS.index)
+    precision = max(known.values(), key=_BY_LOSS.index)
     sounds = {output.source for output in pipeline.manifest.outputs.values() if isinstance(output, AudioOutput)}
     loop = next((stage for stage in pipeline.manifest.program if isinstance(stage, Autoregress)), None)
     pictures = {name for name, spec in pipeline.manifest.inputs.items() if isinstance(spec, Image | Audio)}

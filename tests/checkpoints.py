@@ -199,11 +199,11 @@ def graphs_of(bundle: Path) -> Iterator[None]:
         yield
 
 
-def export_half(checkpoint: Path, bundle: Path, output: Path) -> Path:
-    """Export in fp32 and fp16, with the graphs of a bundle of the checkpoint."""
+def export_half(checkpoint: Path, bundle: Path, output: Path, precision: str = "fp32,fp16") -> Path:
+    """Export in fp32 and in 16 bits, with the graphs of a bundle of the checkpoint."""
     from mmrt.export.exporter import export
 
     with graphs_of(bundle):
-        for _ in export(checkpoint, output, precision="fp32,fp16"):
+        for _ in export(checkpoint, output, precision=precision):
             pass
     return output

@@ -107,7 +107,7 @@ def test_the_command_line_is_as_its_help_says() -> None:
 
 
 def test_the_tolerances_are_those() -> None:
-    rows = re.findall(r"^\| (fp\d+|int\d+) \| ([\d.]+) \| (\d+) dB \| (\d+) dB \|$", text("verification.md"), re.M)
+    rows = re.findall(r"^\| ((?:fp|bf|int)\d+) \| ([\d.]+) \| (\d+) dB \| (\d+) dB \|$", text("verification.md"), re.M)
     assert {name: tuple(map(float, numbers)) for name, *numbers in rows} == {
         name: (each.relative, each.psnr, each.snr) for name, each in TOLERANCES.items()
     }

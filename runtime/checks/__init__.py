@@ -93,7 +93,7 @@ def _variants(env: Environment) -> None:
                 what = f"{array!r} is not carried from graph to graph in float32, so its dtype is the graph's"
                 require(array in carried, f"{where}.dtypes", what)
             for old, new in caches.items():
-                both = (old in variant.dtypes) == (new in variant.dtypes)
+                both = variant.dtypes.get(old) == variant.dtypes.get(new)
                 known = old in graph.inputs and new in graph.outputs
                 what = f"the cache {old!r} becomes {new!r} of another dtype"
                 require(both or not known, f"{where}.dtypes", what)

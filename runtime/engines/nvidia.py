@@ -17,6 +17,7 @@ NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
+    "BF16": "bfloat16",
     "INT64": "int64",
     "INT32": "int32",
     "UINT8": "uint8",

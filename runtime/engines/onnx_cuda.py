@@ -20,7 +20,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
 from mmrt.runtime import manifest
@@ -31,6 +30,7 @@ from mmrt.runtime.engines.onnx import OnnxEngine, shaped
 from mmrt.runtime.engines.onnx_file import drop_attribute
 from mmrt.runtime.errors import EngineError
 
+_BFLOAT16 = 16  # the number that ONNX gives it
 _LOADING = threading.Lock()  # graphs are loaded at the same time, and `_preload` turns the process's output away
 
 
@@ -125,8 +125,8 @@ class CudaOnnxEngine(OnnxEngine):
             (binding.bind_output, outputs),
         ):
             for name, array in named.items():
-                dtype = np.dtype(array.dtype).type
-                bind(name, self._memory, self._driver.index, dtype, list(array.shape), array.pointer)
+                kind = _BFLOAT16 if array.dtype.name == "bfloat16" else array.dtype.type
+                bind(name, self._memory, self._driver.index, kind, list(array.shape), array.pointer)
         return binding
 
     def _enqueue(self, binding: Any, device: Cuda, after: Callable[[], None] = lambda: None) -> None:

@@ -26,7 +26,10 @@ import mmrt
 from mmrt.export.exporter import Progress, export
 from mmrt.export.families.stable_diffusion import GuidedDenoiser
 from mmrt.runtime import manifest as m
+from mmrt.runtime import profiles
 from mmrt.runtime.bundle import Bundle
+from mmrt.runtime.engines import builder
+from mmrt.runtime.engines.nvidia import Library
 from mmrt.runtime.receipt import read_receipt, replay
 
 
@@ -134,47 +137,69 @@ def test_leaving_the_loop_undoes_all(sd1_checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_a_precision_that_there_is_not_is_refused_at_once(sd1_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(mmrt.ExportError, match="precision is 'int8', supported are fp32, fp16"):
+    with pytest.raises(mmrt.ExportError, match="precision is 'int8', supported are fp32, fp16, bf16"):
         export(sd1_checkpoint, tmp_path / "x.mmrt", precision="fp32,int8")
 
 
-# ---------------------------------------------------------------- in fp16
+# ---------------------------------------------------------------- in fp16 and bf16
 
 
 @pytest.fixture(scope="module")
 def half_bundle(sd1_checkpoint: Path, sd1_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_half(sd1_checkpoint, sd1_bundle, tmp_path_factory.mktemp("half") / "sd1.mmrt")
+    output = tmp_path_factory.mktemp("half") / "sd1.mmrt"
+    return export_half(sd1_checkpoint, sd1_bundle, output, "bf16, fp16, fp32")
 
 
-def test_every_graph_is_there_in_fp16_too(half_bundle: Path) -> None:
+def test_every_graph_is_there_in_fp16_and_bf16_too(half_bundle: Path) -> None:
     manifest = Bundle(half_bundle).manifest
     for name, graph in manifest.graphs.items():
-        assert [variant.precision for variant in graph.variants] == ["fp32", "fp16"]
-        whole, half = ((half_bundle / variant.file).stat().st_size for variant in graph.variants)
-        assert half < 0.75 * whole, name
-    denoiser = manifest.graphs["denoiser"]
-    assert denoiser.variants[1].dtypes == {"context": "float16"}
-    assert {island.op for island in denoiser.variants[1].islands} >= {"Sin", "Cos"}
-    assert {island.reason for island in denoiser.variants[1].islands} <= {"rounding", "accumulation", "between"}
+        assert [variant.precision for variant in graph.variants] == ["fp32", "fp16", "bf16"]
+        whole, *halves = ((half_bundle / variant.file).stat().st_size for variant in graph.variants)
+        assert max(halves) < 0.75 * whole, name
+    for variant, dtype in zip(manifest.graphs["denoiser"].variants[1:], ("float16", "bfloat16"), strict=True):
+        assert variant.dtypes == {"context": dtype}
+        assert {island.op for island in variant.islands} >= {"Sin", "Cos"}
+        assert {island.reason for island in variant.islands} <= {"rounding", "accumulation", "between"}
     assert sorted(path.name for path in (half_bundle / "graphs").iterdir()) == sorted(
-        f"{name}.{precision}.onnx" for name in manifest.graphs for precision in ("fp32", "fp16")
+        f"{name}.{precision}.onnx" for name in manifest.graphs for precision in ("fp32", "fp16", "bf16")
     )
 
 
-def test_its_receipt_has_both_precisions_and_how_a_gpu_rounds(half_bundle: Path) -> None:
+def test_its_receipt_has_all_precisions_and_how_a_gpu_rounds(half_bundle: Path) -> None:
     checks = read_receipt(Bundle(half_bundle)).checks
     assert all(check.passed for check in checks)
     plain = [check.what for check in checks if check.precision == "fp32"]
-    assert [check.what for check in checks if check.precision == "fp16"] == [
-        *plain,
-        *(f"{what}, every step rounded" for what in plain),
-    ]
-    strict = [check for check in checks if check.what == "guided: latents, every step rounded"]
-    assert strict[0].relative_error is not None
-    assert 1e-4 < strict[0].relative_error < 2e-2  # it was rounded indeed
+    rounded = [f"{what}, every step rounded" for what in plain]
+    assert [check.what for check in checks if check.precision == "fp16"] == [*plain, *rounded]
+    assert [check.what for check in checks if check.precision == "bf16"] == rounded
+    half, brain = (check.relative_error or 0 for check in checks if check.what == "guided: latents, every step rounded")
+    assert 1e-4 < half < 2e-2  # it was rounded indeed
+    assert 4 < brain / half < 16  # to three bits less
     card = (half_bundle / "README.md").read_text(encoding="utf-8")
     assert "| denoiser | fp16 | onnx |" in card
-    assert "| Sin | accumulation | -" in card
+    assert "| bf16 | node_sin | Sin | accumulation | -" in card
+
+
+def test_no_cpu_runs_bf16_and_that_is_said(half_bundle: Path) -> None:
+    with pytest.raises(mmrt.EngineError, match="precision is 'bf16', in which ONNX Runtime has no operators on a CPU"):
+        mmrt.load(half_bundle, device="cpu", precision="bf16")
+
+
+def test_in_bf16_a_denoiser_becomes_an_engine(half_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    bundle, library = Bundle(half_bundle), Library("tensorrt-rtx")
+    spec = bundle.manifest.graphs["denoiser"]
+    variant = spec.variants[-1]
+    wanted = m.Build(
+        source=bundle.digest(variant.file),
+        version=library.version,
+        capabilities=builder.CAPABILITIES,
+        profiles=profiles.profiles(bundle.manifest)["denoiser"],
+    )
+    file = bundle.onnx_file(variant.file)
+    for _ in builder.build(library, "denoiser", spec.of(variant), file, wanted, tmp_path / "engine"):
+        pass
+    assert (tmp_path / "engine").stat().st_size > 10_000
 
 
 def test_a_cpu_takes_fp32_unless_it_is_told(half_bundle: Path) -> None:
@@ -194,7 +219,7 @@ def test_graphs_of_different_precisions_work_together(half_bundle: Path, without
     """The context is float16 on one side alone."""
     bundle = Path(shutil.copytree(half_bundle, tmp_path / "x.mmrt"))
     document = json.loads((bundle / "manifest.json").read_text())
-    variant = document["graphs"][without]["variants"].pop()
+    variant = document["graphs"][without]["variants"].pop(1)
     (bundle / variant["file"]).unlink()
     del document["files"][variant["file"]]
     (bundle / "manifest.json").write_text(json.dumps(document))

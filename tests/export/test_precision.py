@@ -1,4 +1,5 @@
-"""fp16 variants: what stays in fp32 and why, where casts stand, and that the numbers hold with every step rounded."""
+"""Variants in fp16 and bf16: what stays in fp32 and why, where casts stand, and that numbers hold with every step
+rounded."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -20,6 +22,7 @@ import diffusers
 import torch
 
 from mmrt.export import casts, precision
+from mmrt.export.casts import FORMATS
 from mmrt.export.families.stable_diffusion import Decoder
 from mmrt.export.graph import write_onnx
 from mmrt.export.precision import halve, rounded_engine
@@ -43,7 +46,7 @@ def node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx
 
 
 class Made:
-    """A graph by hand, and its variant in fp16."""
+    """A graph by hand, and its variant in 16 bits."""
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Made:
         carried: Sequence[str] = (),
         exact: Sequence[str] = (),
         opset: int = 24,
+        format: str = "fp16",
     ) -> None:
         proto.opset_import[0].version = opset
         proto.ir_version = 11
@@ -73,8 +77,9 @@ class Made:
         ]
         file = m.Variant(engine="onnx", precision="fp32", file="graphs/g.fp32.onnx")
         self.graph = m.Graph(inputs=sides[0], outputs=sides[1], variants=(file,))
-        self.calls = calls
-        self.variant = halve("g", self.graph, folder, calls, carried, {"key": "new_key"}, exact)
+        self.calls, self.format = calls, FORMATS[format]
+        caches = {"key": "new_key"}
+        self.variant = halve("g", self.graph, folder, self.format, calls, carried, caches, exact)
 
     @property
     def path(self) -> Path:
@@ -96,18 +101,20 @@ class Made:
         return {island.node: island.reason for island in self.variant.islands}
 
     def same(self) -> None:
-        """The file, and the file with every step rounded, give what fp32 gives."""
+        """The file with every step rounded, and in fp16 the file itself, give what fp32 gives."""
         assert self.variant is not None
         spec = self.graph.of(self.variant)
         wanted = ort.InferenceSession(self.folder / "graphs/g.fp32.onnx", providers=["CPUExecutionProvider"])
-        half = ort.InferenceSession(self.path, providers=["CPUExecutionProvider"])
         for call in self.calls:
             golden = dict(zip(self.graph.outputs, wanted.run(None, dict(call)), strict=True))
-            given = fitted(call, spec.inputs)
-            plain = dict(zip(self.graph.outputs, half.run(None, given), strict=True))
-            for found in (plain, rounded_engine("g", spec, self.path).run(given)):
-                for name, array in fitted(found, self.graph.outputs).items():
-                    check = compare(name, array, golden[name], "fp16")
+            results = [rounded_engine("g", self.graph, self.path).run(call)]
+            if self.format.precision == "fp16":
+                half = ort.InferenceSession(self.path, providers=["CPUExecutionProvider"])
+                found = dict(zip(self.graph.outputs, half.run(None, fitted(call, spec.inputs)), strict=True))
+                results.append(fitted(found, self.graph.outputs))
+            for arrays in results:
+                for name, array in arrays.items():
+                    check = compare(name, array, golden[name], self.format.precision)
                     assert check.passed, check
 
 
@@ -132,13 +139,49 @@ def test_a_value_beyond_fp16_makes_an_island_with_one_cast_at_each_border(tmp_pa
     made.same()
 
 
+def test_in_bf16_no_number_is_too_large(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], "first"),
+        node("Mul", ["first", "many"], "large"),
+        node("Mul", ["large", "few"], "small"),
+        node("MatMul", ["small", "w"], "y"),
+    ]
+    weights = {"w": draw(WIDTH, WIDTH), "many": np.float32(3e14), "few": np.float32(1e-14)}
+    made = Made(tmp_path, model(nodes, X, Y, weights), {"x": draw(ROWS, WIDTH)}, format="bf16")
+    assert made.reasons == {}
+    assert made.casts == ["x.bf16", "y"]
+    assert {each.data_type for each in onnx.load(made.path).graph.initializer} == {TensorProto.BFLOAT16}
+    made.same()
+    (tmp_path / "half").mkdir()
+    assert set(Made(tmp_path / "half", model(nodes, X, Y, weights), *made.calls).reasons.values()) == {"overflow"}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_step_is_rounded_as_the_format_says(format: str, tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], "product"),
+        node("Transpose", ["product"], "turned", perm=[1, 0]),
+        node("Transpose", ["turned"], "back", perm=[1, 0]),
+        node("Add", ["back", "x"], "sum"),
+        node("MatMul", ["sum", "w"], "y"),
+    ]
+    x, w = draw(ROWS, WIDTH), np.abs(draw(1, WIDTH, seed=1))
+    made = Made(tmp_path, model(nodes, X, Y, {"w": np.diag(w[0])}), {"x": x}, format=format)
+    assert made.reasons == {}
+    dtype = np.float16 if format == "fp16" else ml_dtypes.bfloat16
+    wanted = (x.astype(dtype) * w.astype(dtype) + x.astype(dtype)) * w.astype(dtype)
+    found = rounded_engine("g", made.graph, made.path).run({"x": x})["y"]
+    np.testing.assert_array_equal(found, wanted.astype(np.float32))
+    assert (found != (x * w + x) * w).any()
+
+
 def test_the_naive_conversion_of_that_is_infinite(tmp_path: Path) -> None:
     """ONNX Runtime's CPU does not round between operators that it has no fp16 of, and hides it; rounding shows it."""
     nodes = [node("Mul", ["x", "many"], "large"), node("Mul", ["large", "few"], "y")]
     proto = model(nodes, X, Y, {"many": np.float32(3e4), "few": np.float32(1e-4)})
     onnx.save(proto, tmp_path / "fp32.onnx")
     naive = casts.load(str(tmp_path / "fp32.onnx"))
-    casts.to_half(naive, (), ())
+    casts.to_half(naive, FORMATS["fp16"], (), ())
     casts.ir.save(naive, tmp_path / "fp16.onnx")
     spec = m.Graph(
         inputs={"x": m.Array(dtype="float32", shape=("rows", WIDTH))},
@@ -173,7 +216,8 @@ def test_weights_that_fp16_does_not_have_stay(tmp_path: Path) -> None:
     made.same()
 
 
-def test_what_rounded_inputs_make_wrong_reads_them_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_rounded_inputs_make_wrong_reads_them_exactly(format: str, tmp_path: Path) -> None:
     """The sine of large angles, whose chain back to the input stays in fp32, and does without any cast."""
     nodes = [
         node("Mul", ["x", "frequency"], "scaled"),
@@ -183,9 +227,9 @@ def test_what_rounded_inputs_make_wrong_reads_them_exactly(tmp_path: Path) -> No
     ]
     weights = {"w": draw(WIDTH, WIDTH), "frequency": np.float32(1.37), "shift": np.float32(0.1)}
     x = np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH) * 60
-    made = Made(tmp_path, model(nodes, X, Y, weights), {"x": x})
+    made = Made(tmp_path, model(nodes, X, Y, weights), {"x": x}, format=format)
     assert made.reasons == {"scaled": "rounding", "angle": "rounding", "sine": "accumulation"}
-    assert made.casts == ["sine.fp16", "y"]
+    assert made.casts == [f"sine.{format}", "y"]
     made.same()
 
 
@@ -329,7 +373,10 @@ def test_the_body_of_an_if_stays_and_reads_fp32(tmp_path: Path) -> None:
     made.same()
 
 
-def test_masks_are_brought_into_range_and_need_no_island(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_masks_are_brought_into_range_and_need_no_island(format: str, tmp_path: Path) -> None:
+    """The least float32 is infinite in bf16 too."""
+    assert np.isinf(FORMATS[format].rounded(np.array([np.finfo(np.float32).min]))).all()
     nodes = [
         node("Where", ["allowed", "zero", "least"], "mask"),
         node("Add", ["mask", "bias"], "biased"),
@@ -345,7 +392,7 @@ def test_masks_are_brought_into_range_and_need_no_island(tmp_path: Path) -> None
     }
     inputs = X | {"allowed": (TensorProto.BOOL, ["rows", "rows"])}
     call = {"x": draw(ROWS, WIDTH), "allowed": np.tril(np.ones((ROWS, ROWS), bool))}
-    made = Made(tmp_path, model(nodes, inputs, Y, weights), call)
+    made = Made(tmp_path, model(nodes, inputs, Y, weights), call, format=format)
     assert made.reasons == {}
     made.same()
 
@@ -385,12 +432,13 @@ def cached(scale: float = 1.0, read: str = "new_key") -> tuple[onnx.ModelProto, 
     return model(nodes, inputs, outputs, {"matrix": draw(4, 4)}), call
 
 
-def test_caches_are_half_at_the_borders_and_are_not_cast(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_caches_are_half_at_the_borders_and_are_not_cast(format: str, tmp_path: Path) -> None:
     proto, call = cached()
-    made = Made(tmp_path, proto, call, carried=["key", "new_key", "elsewhere"])
+    made = Made(tmp_path, proto, call, carried=["key", "new_key", "elsewhere"], format=format)
     assert made.variant is not None
-    assert made.variant.dtypes == {"key": "float16", "new_key": "float16"}
-    assert made.casts == ["x.fp16", "y"]
+    assert made.variant.dtypes == dict.fromkeys(("key", "new_key"), FORMATS[format].dtype)
+    assert made.casts == [f"x.{format}", "y"]
     made.same()
 
 
@@ -497,12 +545,12 @@ def test_a_decoder_that_is_black_in_fp16_passes_with_islands(overflowing: Decode
     graph = m.Graph(inputs=inputs, outputs=outputs, variants=(whole,))
 
     naive = casts.load(str(file))
-    casts.to_half(naive, (), ())
+    casts.to_half(naive, FORMATS["fp16"], (), ())
     casts.ir.save(naive, tmp_path / "graphs/naive.onnx")
     black = rounded_engine("decoder", graph, tmp_path / "graphs/naive.onnx").run({"latents": latents.numpy()})
     assert not compare("pixels", black["pixels"], wanted, "fp16").passed
 
-    variant = halve("decoder", graph, tmp_path, [{"latents": latents.numpy()}], ())
+    variant = halve("decoder", graph, tmp_path, FORMATS["fp16"], [{"latents": latents.numpy()}])
     assert variant is not None
     found = rounded_engine("decoder", graph, tmp_path / variant.file).run({"latents": latents.numpy()})["pixels"]
     check = compare("pixels", found, wanted, "fp16")

@@ -108,6 +108,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: _half(m, "decoder", dtypes={"key_0": "float16"}),
         "the cache 'key_0' becomes 'new_key_0' of another dtype",
     ),
+    "a cache of two dtypes": (
+        lambda m: _half(m, "decoder", dtypes={"key_0": "float16", "new_key_0": "bfloat16"}),
+        "the cache 'key_0' becomes 'new_key_0' of another dtype",
+    ),
     "a border of another dtype": (lambda m: _half(m, "decoder", dtypes={"key_0": "int8"}), "Invalid enum value 'int8'"),
     "an island for no reason": (
         lambda m: _half(m, "decoder", islands=[{**ISLAND, "reason": "whim"}]),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bundles
+import ml_dtypes
 import msgspec
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from emulation import COMPILER, Emulator
 from onnx import TensorProto, helper, numpy_helper
 
 from mmrt.runtime import engines, manifest, samplers, selection
+from mmrt.runtime.arrays import fitted
 from mmrt.runtime.devices import cpu, cuda, driver
 from mmrt.runtime.engines import Backend, onnx_cuda
 from mmrt.runtime.engines.onnx import OnnxEngine
@@ -230,6 +232,28 @@ def test_attention_is_told_nothing_that_the_provider_refuses(
     np.testing.assert_allclose(found, wanted.run({"x": values})["y"], rtol=1e-5, atol=1e-6)
 
 
+def test_bfloat16_goes_in_and_comes_out(double: Double, tmp_path: Path) -> None:
+    """On the CPU, which stands in for the GPU here, there are its casts alone."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Neg", ["wide"], ["negative"]),
+        helper.make_node("Cast", ["negative"], ["y"], to=TensorProto.BFLOAT16),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, ["rows", 3]) for name in "xy")
+    made = helper.make_graph(nodes, "negative", [x], [y])
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "n.onnx")
+    whole = {name: manifest.Array(dtype="float32", shape=("rows", 3)) for name in "xy"}
+    variant = manifest.Variant(
+        engine="onnx", precision="bf16", file="n.onnx", dtypes={"x": "bfloat16", "y": "bfloat16"}
+    )
+    spec = manifest.Graph(inputs={"x": whole["x"]}, outputs={"y": whole["y"]}, variants=(variant,)).of(variant)
+    engine, device = onnx_cuda.CudaOnnxEngine("negative", spec, tmp_path / "n.onnx", cuda.gpu(0)), cuda.gpu(0).device()
+    values = np.random.default_rng(6).normal(size=(2, 3)).astype(np.float32)
+    given = fitted({"x": device.put(values)}, engine.inputs, device.cast)
+    found = device.get(engine.run(given, device)["y"])
+    np.testing.assert_array_equal(found, -values.astype(ml_dtypes.bfloat16))
+
+
 def test_receipts(on_gpu: Pipeline) -> None:
     assert all(check.passed for check in replay(on_gpu))
 
@@ -249,7 +273,7 @@ def device(request: pytest.FixtureRequest) -> cuda.Cuda:
     return cuda.gpu(0).device()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("shape", [(3, 5), (), (0, 4), (1 << 17,)])
 def test_arrays_come_and_go(shape: tuple[int, ...], dtype: str, device: cuda.Cuda) -> None:
     wanted = np.random.default_rng(1).integers(0, 2, shape).astype(dtype)

@@ -124,6 +124,53 @@ def test_the_next_engine_is_taken_where_one_does_not_load(
         load(handmade, engine="tensorrt")
 
 
+def in_bf16(handmade: Path, folder: Path, **dtypes: str) -> Path:
+    """A copy whose text encoder is there in fp16 and bf16 too, and its denoiser in bf16."""
+    bundle = bundles.copy(handmade, folder)
+    with bundles.edited(bundle) as document:
+        for graph, precision in (("text_encoder", "bf16"), ("text_encoder", "fp16"), ("denoiser", "bf16")):
+            variants = document["graphs"][graph]["variants"]
+            variants.append({**variants[0], "precision": precision})
+        document["graphs"]["text_encoder"]["variants"][1]["dtypes"] = dtypes
+    return bundle
+
+
+def test_fp16_comes_before_bf16_and_bf16_before_fp32(double: Double, handmade: Path, tmp_path: Path) -> None:
+    found = load(in_bf16(handmade, tmp_path)).describe().engines
+    assert [found[graph].split()[1] for graph in ("text_encoder", "denoiser", "decoder")] == ["fp16", "bf16", "fp32"]
+
+
+def test_a_gpu_before_ampere_has_no_bf16(double: Double, handmade: Path, tmp_path: Path) -> None:
+    double.capability = (7, 5)
+    found = load(in_bf16(handmade, tmp_path)).describe()
+    assert found.engines["denoiser"] == "onnx fp32 on cuda:0 (a double)"
+    assert found.refused["onnx bf16 of denoiser"] == (
+        "bf16 takes a GPU of compute capability 8.0 or more, cuda:0 (a double) has 7.5"
+    )
+
+
+def test_a_cpu_never_takes_bf16(handmade: Path, tmp_path: Path) -> None:
+    bundle = in_bf16(handmade, tmp_path)
+    engines = load(bundle, device="cpu").describe().engines
+    assert engines == ON_CPU
+    with pytest.raises(EngineError) as caught:
+        load(bundle, device="cpu", precision="bf16")
+    assert str(caught.value) == (
+        "precision is 'bf16', in which ONNX Runtime has no operators on a CPU: that takes a GPU, the CPU fp32, fp16"
+    )
+
+
+def test_bfloat16_at_borders_needs_its_package(
+    double: Double, handmade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    found = load(in_bf16(handmade, tmp_path, context="bfloat16"), precision="bf16").describe()
+    assert found.engines["text_encoder"] == "onnx fp32 on cuda:0 (a double)"
+    assert found.refused["onnx bf16 of text_encoder"] == (
+        "NumPy has no bfloat16 without ml_dtypes: pip install ml_dtypes"
+    )
+
+
 def test_low_memory_has_a_stage_s_graphs_only(handmade: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = load(handmade, device="cpu", memory="low")
     seen = []
