@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.models.encodec.modeling_encodec import EncodecConv1d
 
 
 class Codec(torch.nn.Module):  # type: ignore[misc]
@@ -30,15 +31,14 @@ class Codec(torch.nn.Module):  # type: ignore[misc]
 
 @contextmanager
 def _exportable(decoder: Any) -> Iterator[None]:
-    """EnCodec's convolutions, whose padding is tensors, and its LSTM, written otherwise."""
-    ours = {"EncodecConv1d": _convolve, "EncodecLSTM": _remember}
-    replaced = [each for each in decoder.modules() if type(each).__name__ in ours]
-    for module in replaced:
-        module.forward = partial(ours[type(module).__name__], module)
+    """EnCodec's convolutions, whose padding is tensors, written otherwise."""
+    convolutions = [each for each in decoder.modules() if isinstance(each, EncodecConv1d)]
+    for module in convolutions:
+        module.forward = partial(_convolve, module)
     try:
         yield
     finally:
-        for module in replaced:
+        for module in convolutions:
             del module.forward
 
 
@@ -52,24 +52,3 @@ def padding(convolution: Any) -> tuple[int, int]:
 def _convolve(module: Any, states: Any) -> Any:
     states = module.conv(module._pad1d(states, padding(module), mode=module.pad_mode))
     return module.norm(states) if module.norm_type == "time_group_norm" else states
-
-
-def _remember(module: Any, states: Any) -> Any:
-    """(batch, width, frames) through layers of ONNX's LSTM, whose gates are input, output, forget and cell."""
-    lstm, states = module.lstm, states.permute(2, 0, 1)
-    found, size = states, lstm.hidden_size
-    for layer in range(lstm.num_layers):
-        weights = [getattr(lstm, f"{kind}_l{layer}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        taken, kept, *biases = (
-            torch.cat([each[size * gate : size * (gate + 1)] for gate in (0, 3, 1, 2)])[None] for each in weights
-        )
-        frames, batch, width = found.shape
-        found = torch.onnx.ops.symbolic(
-            "LSTM",
-            (found, taken, kept, torch.cat(biases, dim=1)),
-            {"hidden_size": size},
-            dtype=found.dtype,
-            shape=(frames, 1, batch, width),
-            version=22,
-        )[:, 0]
-    return (found + states).permute(1, 2, 0)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 _SHORT = {"negative_prompt": "--negative", "num_images": "-n", "num_texts": "-n", "num_sounds": "-n"}
 OWN = frozenset(  # of the commands that take inputs, `mmrt generate` and `mmrt bench`
     {"--output", "-o", "--grid", "--rank", "--keep", "--preview", "--repeat", "--json", "--quiet", "-q", "--help", "-h"}
-    | {"--device", "--engine", "--precision", "--memory", "--build"}
+    | {"--device", "--engine", "--precision", "--memory", "--build", "--no-build"}
 )
 
 

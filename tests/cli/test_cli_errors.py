@@ -86,7 +86,8 @@ def test_an_input_may_not_take_the_name_of_an_option(mmrt: Mmrt, damaged: Path) 
 def test_all_names_that_inputs_may_not_take_are_known() -> None:
     commands = [command for command in cli.commands.values() if isinstance(command, BundleCommand)]
     own = [option for command in commands for option in command.params if isinstance(option, click.Option)]
-    assert {flag for option in own for flag in option.opts} | {"-h", "--help"} == options.OWN
+    flags = {flag for option in own for flag in (*option.opts, *option.secondary_opts)}
+    assert flags | {"-h", "--help"} == options.OWN
 
 
 def test_a_decompression_bomb_is_one_line(mmrt: Mmrt, handmade: Path, tmp_path: Path) -> None:

@@ -139,6 +139,44 @@ def test_dimensions_that_come_out_otherwise_are_refused(
         write_onnx("scaled", small_graph(free), tmp_path / "scaled.onnx")
 
 
+class _Recurrent(torch.nn.Module):  # type: ignore[misc]
+    """Sequences through a recurrent layer, from a start that is given: all that it makes."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, states: Any, start: Any) -> Any:
+        start = start.transpose(0, 1).contiguous()
+        if isinstance(self.layer, torch.nn.GRU):
+            made, end = self.layer(states, start)
+            return made, end.transpose(0, 1)
+        made, ends = self.layer(states, (start, start / 2))
+        return made, torch.cat(ends).transpose(0, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_layers_take_any_length(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = _Recurrent(getattr(torch.nn, kind)(5, 4, batch_first=True, **options)).eval()
+    free = {name: {0: "rows"} for name in ("start", "ends")}
+    free |= {name: {0: "rows", 1: "tokens"} for name in ("states", "made")}
+    layers = 4 if options else 1
+    example = {"states": torch.randn(2, 7, 5), "start": torch.randn(2, layers, 4)}
+    inputs, outputs = write_onnx("layer", Graph(module, example, ("made", "ends"), free), tmp_path / "layer.onnx")
+    variant = manifest.Variant(engine="onnx", precision="fp32", file="layer.onnx")
+    graph = manifest.Graph(inputs=inputs, outputs=outputs, variants=(variant,))
+    engine = OnnxEngine("layer", graph, tmp_path / "layer.onnx")
+    for length in (1, 7, 30):
+        given = {"states": torch.randn(3, length, 5), "start": torch.randn(3, layers, 4)}
+        with torch.no_grad():
+            wanted = module(**given)
+        found = engine.run({name: tensor.numpy() for name, tensor in given.items()})
+        for name, tensor in zip(("made", "ends"), wanted, strict=True):
+            np.testing.assert_allclose(found[name], tensor.numpy(), atol=1e-5)
+
+
 class _Turned(torch.nn.Module):
     """Pixels in and out, turned as most people turn them: as uint8."""
 
