@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from transformers.models.encodec.modeling_encodec import EncodecConv1d
+
+from mmrt.export.forwards import forwards
 
 
 class Codec(torch.nn.Module):  # type: ignore[misc]
@@ -22,24 +21,11 @@ class Codec(torch.nn.Module):  # type: ignore[misc]
     def forward(self, sequences: Any) -> Any:
         sides = [sequences[:, :, side :: self.channels] for side in range(self.channels)]
         codes = torch.cat(sides).permute(2, 0, 1)
-        with _exportable(self.codec.decoder):
+        with forwards(self.codec.decoder, {EncodecConv1d: _convolve}):  # whose padding is tensors
             sound = self.codec.decoder(self.codec.quantizer.decode(codes))
         if self.channels == 1:
             return sound[:, 0]
         return sound.reshape(self.channels, sequences.shape[0], -1).transpose(0, 1)
-
-
-@contextmanager
-def _exportable(decoder: Any) -> Iterator[None]:
-    """EnCodec's convolutions, whose padding is tensors, written otherwise."""
-    convolutions = [each for each in decoder.modules() if isinstance(each, EncodecConv1d)]
-    for module in convolutions:
-        module.forward = partial(_convolve, module)
-    try:
-        yield
-    finally:
-        for module in convolutions:
-            del module.forward
 
 
 def padding(convolution: Any) -> tuple[int, int]:

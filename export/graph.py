@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from mmrt.export.forwards import forwards
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Graph
-from mmrt.export.recurrent import recurrent
+from mmrt.export.recurrent import RECURRENT
 from mmrt.runtime import manifest
 from mmrt.runtime.errors import ExportError
 
@@ -71,7 +72,7 @@ class _OfArrays(torch.nn.Module):  # type: ignore[misc]
 def _to_onnx(graph: Graph) -> Any:
     arrays = {name: tensor.clone() for name, tensor in graph.inputs.items()}  # one tensor twice would be one input
     free = {name: dict.fromkeys(graph.free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in arrays}
-    with torch.no_grad(), recurrent(graph.module):
+    with torch.no_grad(), forwards(graph.module, RECURRENT):
         program = torch.export.export(_OfArrays(graph.module), (arrays,), dynamic_shapes=(free,), strict=False)
     _forget_checks(program.graph)
     return torch.onnx.export(

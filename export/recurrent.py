@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,21 +11,11 @@ _GATES = {torch.nn.LSTM: (0, 3, 1, 2), torch.nn.GRU: (1, 0, 2)}  # of torch, in 
 _OPSET = 22
 
 
-@contextmanager
-def recurrent(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, the LSTM and GRU layers in it stand for the operators: for torch.export, they compute nothing."""
-    layers = [each for each in module.modules() if type(each) in _GATES and not each.proj_size]
-    for layer in layers:
-        layer.forward = partial(_forward, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _forward(layer: Any, input: Any, hx: Any = None) -> Any:
-    """As `torch.nn.LSTM` and `torch.nn.GRU` are called, on batches."""
+def recurrence(layer: Any, input: Any, hx: Any = None) -> Any:
+    """The forward of `torch.nn.LSTM` and `torch.nn.GRU` for torch.export, which computes nothing: of batches, without
+    projections."""
+    if layer.proj_size or input.dim() != 3:
+        return type(layer).forward(layer, input, hx)
     lstm, directions = isinstance(layer, torch.nn.LSTM), 2 if layer.bidirectional else 1
     found = input.transpose(0, 1) if layer.batch_first else input
     starts = () if hx is None else hx if lstm else (hx,)
@@ -63,3 +51,6 @@ def _layer(layer: Any, number: int, states: Any, starts: Sequence[Any]) -> tuple
 def _ordered(layer: Any, name: str) -> Any:
     weights = getattr(layer, name)
     return torch.cat([weights.chunk(len(_GATES[type(layer)]))[gate] for gate in _GATES[type(layer)]])
+
+
+RECURRENT = dict.fromkeys(_GATES, recurrence)  # for `forwards`
