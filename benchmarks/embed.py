@@ -4,7 +4,8 @@
 
 Random weights at real sizes: MiniLM (22 M) as sentence-transformers reads it, and CLIP ViT-B/32 (151 M) as transformers
 and as open_clip have it. All get texts and pictures as they are, of many lengths and of 320 x 240 pixels, and are asked
-in turn with as many threads as the machine has cores; reported are medians, and a ratio to the fastest peer's.
+in turn, several times each, with as many threads as the machine has cores; reported are medians, and a ratio to the
+fastest peer's.
 sentence-transformers and open_clip are measured where they are installed, optimum-onnx in an environment of its own,
 made with pip under --work. Where torchvision is not installed, open_clip's pictures are cut to size by mmrt.
 """
@@ -58,20 +59,21 @@ WORDS = [
 ]
 Embed = Callable[[list[Any]], Any]  # vectors of texts, or of pictures
 OPTIMUM = """
-import json, pickle, sys
+import json, sys
 from pathlib import Path
 import numpy, onnxruntime, torch
-from transformers import AutoTokenizer, AutoModel
+from transformers import PreTrainedTokenizerFast
 from optimum.exporters.onnx import main_export
 checkpoint, folder = sys.argv[1:]
 if not (Path(folder) / "model.onnx").exists():
     main_export(checkpoint, folder, task="feature-extraction", library_name="transformers")
 session = onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"))
 names = {each.name for each in session.get_inputs()}
-tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+file = f"{checkpoint}/tokenizer.json"  # without its configuration, which is newer than this transformers
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, pad_token="<pad>")
 print(flush=True)
 for line in sys.stdin:
-    encoded = tokenizer(json.loads(line), padding=True, truncation=True, return_tensors="np")
+    encoded = tokenizer(json.loads(line), padding=True, return_tensors="np")
     ids, mask = (encoded[name].astype("int64") for name in ("input_ids", "attention_mask"))
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": numpy.zeros_like(ids)}
     states = session.run(None, {name: given[name] for name in names})[0]
@@ -118,11 +120,12 @@ def measure(name: str, kind: str, runs: dict[str, Embed], batch: int, rounds: in
     seconds: dict[str, list[float]] = {peer: [] for peer in runs}
     given = items(kind, batch)
     vectors: dict[str, Any] = {}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for peer, run in runs.items():
-            start = time.perf_counter()
-            vectors[peer] = np.asarray(run(given)[-1])
-            if number:  # the first is warm-up
+            vectors[peer] = np.asarray(run(given)[-1])  # not counted: threads of the peer before may still spin
+            for _ in range(max(16 // batch, 1)):
+                start = time.perf_counter()
+                run(given)
                 seconds[peer].append(time.perf_counter() - start)
     rates = {peer: batch / statistics.median(each) for peer, each in seconds.items()}
     fastest = max((rate for peer, rate in rates.items() if peer != "mmrt"), default=rates["mmrt"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmrt.export.attention import ATTENTION, leave_heads_in_place
 from mmrt.export.forwards import forwards
 from mmrt.export.quiet import quiet
 from mmrt.export.recipe import Graph
@@ -46,6 +47,7 @@ def write_onnx(name: str, graph: Graph, path: Path, embedded: int = EMBEDDED) ->
         raise ExportError(f"{name}: torch cannot export this graph: {_first_line(error)}{_advice(error)}") from error
     _forget_traces(model)
     _cast_pixels_at_borders(model)
+    leave_heads_in_place(model)
     _name_dimensions(model, graph.free)
     inputs = {value.name: _array(name, value, graph.free) for value in model.graph.inputs}
     outputs = {value.name: _array(name, value, graph.free) for value in model.graph.outputs}
@@ -72,7 +74,7 @@ class _OfArrays(torch.nn.Module):  # type: ignore[misc]
 def _to_onnx(graph: Graph) -> Any:
     arrays = {name: tensor.clone() for name, tensor in graph.inputs.items()}  # one tensor twice would be one input
     free = {name: dict.fromkeys(graph.free.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in arrays}
-    with torch.no_grad(), forwards(graph.module, RECURRENT):
+    with torch.no_grad(), forwards(graph.module, RECURRENT | ATTENTION):
         program = torch.export.export(_OfArrays(graph.module), (arrays,), dynamic_shapes=(free,), strict=False)
     _forget_checks(program.graph)
     return torch.onnx.export(

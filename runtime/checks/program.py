@@ -39,7 +39,7 @@ def check_stage(env: Environment, where: str, stage: Stage) -> None:
     if isinstance(stage, Once):
         env.refers(stage.when, (Image, Text), f"{where}.when")
         for name, shape in stage.draws.items():
-            env.make(name, env.drawn(shape, f"{where}.draws.{name}", stage.when), f"{where}.draws")
+            env.made[name] = env.drawn(shape, f"{where}.draws.{name}", stage.when)
         strange = set(stage.scattered) - stage.draws.keys()
         require(not strange, f"{where}.scattered", f"{names(strange)} are not drawn")
         if stage.tiles is not None:

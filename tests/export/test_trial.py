@@ -258,10 +258,6 @@ PROGRAMS: dict[str, Wrong] = {
         lambda: renamed("num_texts", num_images=Count(max=4)),
         "the inputs 'num_images' and 'num_texts' are both -n on the command line: name one otherwise",
     ),
-    "noise in an input's place": (
-        lambda: changed(program=(Once(graphs=("change",), draws={"strength": ("batch",)}),)),
-        "'strength' is made twice",
-    ),
     "an array that nobody makes": (
         lambda: changed(inputs={"strength": Float(default=1.0, min=0.0, max=2.0)}),
         "nothing makes 'strength' for graph 'change'",
