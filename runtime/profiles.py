@@ -158,13 +158,14 @@ class _Program:
         return m.Range(min=least, opt=usual, max=most)
 
     def _autoregress(self, stage: m.Autoregress, rows: m.Range) -> None:
-        """A profile for one new token and one for several; caches have one length."""
+        """A profile for one new token and one for several; caches have one length, and no more tokens come out."""
         if stage.windows is not None:
             features = self.dims.get(stage.windows.source, (None, None))[0]
             self.dims[stage.windows.window] = (features, _exactly(stage.windows.size))
             for graph in stage.windows.graphs:
                 self.found[graph] = (self._graph(graph, rows, {}),)
         capacity = _exactly(min(_power_of_two(stage.limit), _CAPACITY))
+        longest = capacity.max
         for graph in stage.graphs:
             inputs = self.manifest.graphs[graph].inputs
             caches = {inputs[name].shape[2]: capacity for name in stage.caches if name in inputs}
@@ -173,10 +174,13 @@ class _Program:
                 self.found[graph] = (self._graph(graph, rows, caches),)
                 continue
             most = self._asked(graph, str(next(iter(caches), "")), capacity).max
+            longest = min(longest, most)
             several = m.Range(min=1, opt=min(_TOKENS, most), max=most)
             self.found[graph] = tuple(
                 self._graph(graph, rows, caches | {tokens: length}) for length in (_exactly(1), several)
             )
+        made = m.Range(min=1, opt=longest, max=longest) if stage.count is None else _exactly(stage.count)
+        self.dims["sequences"] = (made,)
 
     def _graph(self, name: str, rows: m.Range, known: Mapping[int | str, m.Range]) -> m.Sizes:
         """The ranges of its inputs' free dimensions; leaves those of its outputs."""

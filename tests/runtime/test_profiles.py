@@ -115,6 +115,17 @@ def test_a_decoder_has_a_profile_for_a_step_and_caches_of_one_length() -> None:
     assert (several["capacity"], several["sequence"]) == ((64, 64, 64), (1, 32, 64))
 
 
+@pytest.mark.parametrize(("count", "wanted"), [(None, (1, 256, 256)), (30, (30, 30, 30))])
+def test_what_reads_the_tokens_takes_as_many_as_the_caches(count: int | None, wanted: tuple[int, int, int]) -> None:
+    manifest = decoder()
+    whole, codes = (m.Array(dtype="int64", shape=("rows", size)) for size in ("tokens", 64))
+    graph = m.Graph(inputs={"sequences": whole}, outputs={"codes": codes}, variants=manifest.graphs["step"].variants)
+    encode, loop = manifest.program
+    program = (encode, m.Autoregress(**{**_fields(loop), "count": count}), m.Once(graphs=("codes",)))
+    made = m.Manifest(**{**_fields(manifest), "graphs": manifest.graphs | {"codes": graph}, "program": program})
+    assert plain(profiles.profiles(made)["codes"][0]) == {"rows": (1, 1, 8), "tokens": wanted}
+
+
 def test_a_size_that_nothing_says_must_be_given() -> None:
     manifest = decoder()
     inputs = {"ids": manifest.graphs["encoder"].inputs["ids"], "odd": m.Array(dtype="int64", shape=("texts", "what"))}
