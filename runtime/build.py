@@ -50,7 +50,7 @@ def build(
     problems = []
     for graph, spec in bundle.manifest.graphs.items():
         try:
-            onnx = _onnx(graph, spec, wanted)
+            onnx = _onnx(graph, spec, wanted, place)
             built = m.Build(
                 source=bundle.digest(onnx.file),
                 version=library.version,
@@ -98,11 +98,19 @@ def _locked(lock: IO[bytes]) -> bool:
         return True
 
 
-def _onnx(graph: str, spec: m.Graph, wanted: tuple[str, ...]) -> m.Variant:
-    found = [variant for variant in spec.variants if variant.engine == "onnx" and variant.precision in wanted]
-    if not found:
-        raise EngineError(f"{graph}: the bundle has no ONNX graph of it that an engine could be built of")
-    return min(found, key=lambda variant: wanted.index(variant.precision))
+def _onnx(graph: str, spec: m.Graph, wanted: tuple[str, ...], place: cuda.Gpu | None) -> m.Variant:
+    """What an engine is built of: the best that the GPU has, if it is for one alone."""
+    problem = EngineError(f"{graph}: the bundle has no ONNX graph of it that an engine could be built of")
+    for precision in wanted:
+        for variant in spec.variants:
+            if (variant.engine, variant.precision) == ("onnx", precision):
+                try:
+                    if place is not None:
+                        selection.check_bf16(variant, place)
+                    return variant
+                except EngineError as error:
+                    problem = EngineError(f"{graph}: {error}")
+    raise problem
 
 
 def _place(kind: Kind, device: str) -> cuda.Gpu | None:

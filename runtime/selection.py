@@ -212,7 +212,7 @@ class Engines(Mapping[str, Engine]):
     def _open(self, name: str, backend: str, variant: manifest.Variant) -> Engine:
         if isinstance(self.place, cuda.Gpu):
             self.place.driver.trim()  # engines do not take from the pool
-        _check_bf16(variant, self.place)
+        check_bf16(variant, self.place)
         spec = self._bundle.manifest.graphs[name].of(variant)
         return ENGINES[backend].load(name, spec, variant, self._bundle, self.place, self._threads)
 
@@ -268,7 +268,7 @@ class Engines(Mapping[str, Engine]):
             )
 
 
-def _check_bf16(variant: manifest.Variant, place: Place) -> None:
+def check_bf16(variant: manifest.Variant, place: Place) -> None:
     """Raise `EngineError` where the GPU or NumPy has none."""
     if variant.precision == "bf16" and isinstance(place, cuda.Gpu) and place.driver.capability < _BF16:
         own, least = (".".join(map(str, each)) for each in (place.driver.capability, _BF16))

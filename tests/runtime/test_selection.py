@@ -14,6 +14,8 @@ import pytest
 from cuda_double import Double, load_captured
 
 from mmrt.runtime import engines, selection
+from mmrt.runtime.build import _onnx
+from mmrt.runtime.bundle import Bundle
 from mmrt.runtime.devices import cuda, driver
 from mmrt.runtime.engines import Backend, Engine
 from mmrt.runtime.errors import EngineError, EngineWarning
@@ -147,6 +149,15 @@ def test_a_gpu_before_ampere_has_no_bf16(double: Double, handmade: Path, tmp_pat
     assert found.refused["onnx bf16 of denoiser"] == (
         "bf16 takes a GPU of compute capability 8.0 or more, cuda:0 (a double) has 7.5"
     )
+
+
+def test_nor_are_engines_built_for_it_of_bf16(double: Double, handmade: Path, tmp_path: Path) -> None:
+    spec = Bundle(in_bf16(handmade, tmp_path)).manifest.graphs["denoiser"]
+    assert _onnx("denoiser", spec, ("fp16", "bf16", "fp32"), cuda.gpu(0)).precision == "bf16"
+    double.capability = (7, 5)
+    assert _onnx("denoiser", spec, ("fp16", "bf16", "fp32"), cuda.gpu(0)).precision == "fp32"
+    with pytest.raises(EngineError, match=r"^denoiser: bf16 takes a GPU of compute capability 8\.0 or more"):
+        _onnx("denoiser", spec, ("bf16",), cuda.gpu(0))
 
 
 def test_a_cpu_never_takes_bf16(handmade: Path, tmp_path: Path) -> None:
