@@ -43,8 +43,8 @@ class Seen:
 @dataclass
 class Measured:
     """All calls together. `values` by name; `errors`, by the names of nodes, are the relative L2 errors of what they
-    write when the floats that they read are rounded to fp16; `scores` is the largest magnitude of what a node that is
-    an Attention multiplies out inside; `outputs` are the graph's own, call by call."""
+    write when the floats that they read are rounded; `scores` is the largest magnitude of what a node that is an
+    Attention multiplies out inside; `outputs` are the graph's own, call by call."""
 
     values: dict[str, Seen] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)

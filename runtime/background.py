@@ -3,8 +3,8 @@
 What that process says goes into a log in the user's cache, which is named by all that can change how it ends: the
 bundle, the library and its version, the GPU, the precision. It has the log locked as long as it lives, however it ends.
 So the log says how things stand: where there is none, nothing was begun; while it is locked, it is being written; else
-its last line is how it ended. What ended without engines is not begun again, since it would end so again and take
-minutes of the GPU: that is for `mmrt build`, which is asked.
+its last line is how it ended. What was cut off is begun again, three times in all. What failed is not, since it would
+fail again and take minutes of the GPU: that is for `mmrt build`, which is asked.
 """
 
 from __future__ import annotations
