@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,23 @@ def byte_level(kind: str, folder: Path) -> Any:
 
 
 def bert(folder: Path, lower: bool = True) -> Any:
-    from tokenizers import BertWordPieceTokenizer
+    """Letters, and the words and endings that are seen most: the trainer of `tokenizers` lets chance decide between
+    those that are seen as often, so that what models make of its ids would differ from run to run."""
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
     from transformers import BertTokenizer
 
-    trained = BertWordPieceTokenizer(lowercase=lower)
-    trained.train_from_iterator(train_lines(), vocab_size=1500, show_progress=False)
-    return reload(
-        BertTokenizer(vocab=trained.get_vocab(), do_lower_case=lower, clean_up_tokenization_spaces=True), folder
-    )
+    normal, split = BertNormalizer(lowercase=lower), BertPreTokenizer()
+    lines = [normal.normalize_str(line) for line in train_lines()]
+    words = Counter(word for line in lines for word, _ in split.pre_tokenize_str(line))
+    letters = sorted({letter for word in words for letter in word})
+    seen = Counter(words)
+    for word, count in words.items():
+        seen.update({f"##{word[-size:]}": count for size in (2, 3, 4) if size < len(word)})
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    often = sorted(seen.keys() - {*known}, key=lambda piece: (-seen[piece], piece))
+    vocabulary = {piece: number for number, piece in enumerate([*known, *often][:1500])}
+    return reload(BertTokenizer(vocab=vocabulary, do_lower_case=lower, clean_up_tokenization_spaces=True), folder)
 
 
 def spm(path: Path, kind: str = "unigram", size: int = 1500, lines: list[str] | None = None, **options: Any) -> Path:
